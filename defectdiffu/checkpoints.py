@@ -1,0 +1,81 @@
+"""Checkpoints that are either whole or not there: one safetensors file each, written aside and renamed."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from defectdiffu.errors import InputError
+
+KEEP = 2  # newest checkpoints kept
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary path)` and rename the result to `path`; on failure nothing of it is left.
+
+    Raises `InputError` when the disk is full or cannot be written; what was at `path` before is then still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"could not write {path}: {error}; free some space and run the same command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write tensors with JSON metadata to one safetensors file, atomically."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(tensors, p, {"metadata": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The inverse of `save_tensors`. Raises `SafetensorError` for a file that is damaged."""
+    with safe_open(path, "pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write `folder/<step>.safetensors`; remove all but the newest few, and the parts that a killed run left."""
+    save_tensors(folder / f"{step:08d}.safetensors", tensors, metadata | {"step": step})
+    for old in [*_checkpoints(folder)[:-KEEP], *folder.glob(".*.part")]:
+        old.unlink()
+
+
+def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """The newest checkpoint that can be read, as (tensors, metadata), or None."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return load_tensors(path)
+        except SafetensorError:
+            continue  # damaged after it was written: the one before it will do
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: `<parameter's number>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,197 @@
+"""Every setting of a run, frozen, with the three presets. Unknown keys are errors, never ignored."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from defectdiffu.errors import InputError, check_choice
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The image autoencoder. One of ours (diffusers' `AutoencoderTiny`, trained first) or a pretrained one."""
+
+    pretrained: str | None = None  # folder, shipped name or hub id; None: train our own
+    downsample: int = 4  # side of the picture over side of the latent, a power of 2
+    channels: int = 32
+    latent_channels: int = 4
+    latent_noise: float = 0.05  # fixed posterior deviation of our VAE, in units of its prior's
+    steps: int = 3000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder: pretrained and frozen, or a small CLIP text model trained along with the transformer."""
+
+    pretrained: str | None = None
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer (Fig. 2). N, M, K of the paper are background_, defect_ and fusion_blocks."""
+
+    pretrained: str | None = None  # a DiT to start from; None: random
+    patch_size: int = 2
+    width: int = 128
+    heads: int = 4
+    background_blocks: int = 3
+    defect_blocks: int = 3
+    fusion_blocks: int = 2
+    attention_over: str = "positions"
+    learn_sigma: bool = False
+    null_product: str = "industry"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Eqs. 8 to 11."""
+
+    mask_weight: float = 1.0  # lambda, Eq. 11; the paper has 0.2
+    alpha: float = 0.001  # Eq. 8
+    ratio_gradient: bool = False  # let loss_d's gradient flow through R
+    fixed_ratio: float | None = None  # a constant instead of Eq. 9: the paper's ablation "w/o AAL" is 3
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    steps: int = 7000
+    batch_size: int = 64  # over all processes together
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 500
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    p1: float = 0.2  # Algorithm 1: probability of the null product
+    p2: float = 0.2  # Algorithm 1: probability that a defect is called good
+    variants: int = 8  # augmented versions of each picture in the latent cache
+    half_split: bool = False  # train on half of each defect type, the paper's protocol on MVTec AD
+    seed: int = 0
+    checkpoint_every: int = 1000
+    sample_every: int = 2000
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of the pipeline."""
+
+    guidance: str = "double_free"
+    w_p: float = 1.0
+    w_d: float = 1.0
+    num_inference_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    image_size: int
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def latent_size(self) -> int:
+        return self.image_size // self.autoencoder.downsample
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Preset":
+        """The inverse of `to_dict`; missing keys take their defaults, unknown keys raise `InputError`."""
+        return _build(cls, values, "preset")
+
+    def replace(self, **changes: dict) -> "Preset":
+        """A copy with some settings changed: `preset.replace(training={"steps": 100}, image_size=64)`."""
+        values = self.to_dict()
+        for key, change in changes.items():
+            check_choice("preset key", key, values)
+            values[key] = values[key] | change if isinstance(change, dict) else change
+        return Preset.from_dict(values)
+
+
+def _build(cls, values: dict, where: str):
+    if not isinstance(values, dict):
+        raise InputError(f"'{where}' must hold named settings, not {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        check_choice(f"{where} key", key, fields)
+        kind = kinds[key]
+        if dataclasses.is_dataclass(kind):
+            value = _build(kind, value, key)
+        else:
+            allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+            if float in allowed and type(value) is int:
+                value = float(value)
+            if type(value) not in allowed:
+                names = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
+                raise InputError(f"{where} key '{key}' must be {names}, not {value!r}")
+        arguments[key] = value
+    missing = [n for n, f in fields.items() if f.default is f.default_factory and n not in arguments]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(missing)}")
+    return cls(**arguments)
+
+
+PRESETS = {
+    # 64 px, minutes on a GPU, about two hours on two CPU cores; the tests' and the tutorial's model.
+    "tiny": Preset(name="tiny", image_size=64, autoencoder=AutoencoderConfig(latent_channels=8)),
+    # 256 px, about 20 minutes on one data-centre GPU.
+    "book": Preset(
+        name="book",
+        image_size=256,
+        autoencoder=AutoencoderConfig(downsample=8, channels=64, steps=6000, batch_size=32, learning_rate=1e-3),
+        text=TextConfig(width=128),
+        model=ModelConfig(width=256, heads=8, background_blocks=4, defect_blocks=4, fusion_blocks=4),
+        training=TrainingConfig(steps=30_000, batch_size=256, learning_rate=5e-4, warmup_steps=1000, ema_decay=0.9995),
+    ),
+    # The paper's: DiT-XL/2 at 512 px, CLIP ViT-L/14 and Stable Diffusion's autoencoder, both frozen.
+    "paper": Preset(
+        name="paper",
+        image_size=512,
+        autoencoder=AutoencoderConfig(pretrained="stabilityai/sd-vae-ft-mse", downsample=8),
+        text=TextConfig(pretrained="openai/clip-vit-large-patch14", width=768),
+        model=ModelConfig(
+            pretrained="facebook/DiT-XL-2-512",
+            width=1152,
+            heads=16,
+            background_blocks=10,
+            defect_blocks=10,
+            fusion_blocks=8,
+            learn_sigma=True,
+        ),
+        training=TrainingConfig(
+            steps=200_000, batch_size=32, learning_rate=1e-5, weight_decay=1e-8, ema_decay=0.9999, half_split=True
+        ),
+        loss=LossConfig(mask_weight=0.2),
+        sampling=SamplingConfig(num_inference_steps=50),
+    ),
+}
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by name, or from a JSON file that names its base and what it changes.
+
+    The file holds `{"base": "tiny", "training": {"steps": 100}}`, or a whole preset as `to_dict` gives it.
+    """
+    if not name.endswith(".json"):
+        return PRESETS[check_choice("preset", name, PRESETS)]
+    try:
+        values = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the preset {name}: {error}") from error
+    base = values.pop("base", None) if isinstance(values, dict) else None
+    return Preset.from_dict(values) if base is None else load_preset(base).replace(**values)

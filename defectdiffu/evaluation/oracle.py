@@ -1,0 +1,148 @@
+"""What only rendered data can tell: whether a generated picture shows what was asked for, as much as was asked for.
+
+Nothing is selected: every pair gets the seeds 0 to n - 1. The judge's own errors count against the generator, so the
+same scores of truly rendered pictures are given as the ceiling.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from skimage.transform import resize_local_mean
+
+from defectdiffu.data.procedural import PAIRS, render
+from defectdiffu.errors import InputError
+from defectdiffu.evaluation.judge import Judge
+from defectdiffu.evaluation.statistics import bootstrap
+from defectdiffu.pipeline import DefectDiffuPipeline
+
+Pair = tuple[str, str]
+# (product, defect, strength, num) to images uint8 (num, S, S, 3) and masks bool (num, S, S), seeds 0 to num - 1
+Source = Callable[[str, str, float, int], tuple[np.ndarray, np.ndarray]]
+
+STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0)
+RENDERED_STRENGTHS, RENDERED_STRENGTH = (0.0, 0.25, 0.5, 0.75, 1.0), 0.75
+RENDERED_SEEDS = 3 * 10**15  # specimens that neither a generative model nor the judge has seen
+
+
+def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None) -> dict:
+    """Judge `num` pictures of every procedural pair that the weights know, at their own w_d and at each of `strengths`.
+
+    weights: shipped name, folder or hub id. Returns "trained", "held_out" and "rendered_held_out" (the ceiling), each
+    {score: {mean, low, high, count}} as `measure` has them, and "per_pair", the means of every pair.
+    Raises `InputError` if the weights know none of the pairs.
+    """
+    pipeline = DefectDiffuPipeline.from_pretrained(weights)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return {"weights": str(weights), **judge_pipeline(pipeline, num, strengths, judge)}
+
+
+def judge_pipeline(
+    pipeline: DefectDiffuPipeline, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None
+) -> dict:
+    """`run` for a pipeline in memory; anything with its `pairs`, `products`, `defects`, `config` and call will do."""
+    if num < 1:
+        raise InputError(f"num is {num}: at least 1 picture per pair is needed")
+    if len(set(strengths) | {0.0}) < 3:
+        raise InputError("strengths need at least two values above 0, else no rank correlation can be told")
+    known = [(p, d) for p in PAIRS for d in PAIRS[p] if p in pipeline.products and d in pipeline.defects]
+    if not known:
+        raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")
+    trained = [(p, d) for p, d in known if d in pipeline.pairs[p]]
+    held_out = [pair for pair in known if pair not in trained]
+    judge = judge or Judge.shipped(_size(pipeline))
+
+    def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
+        out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=range(num))
+        return np.stack([np.asarray(i) for i in out.images]), np.stack([np.asarray(m) for m in out.masks]) > 0
+
+    def rendered(product: str, defect: str, strength: float, num: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn = [render(product, defect, strength, RENDERED_SEEDS + i, judge.size) for i in range(num)]
+        return np.stack([d.normal if strength == 0 else d.image for d in drawn]), np.stack([d.mask > 0 for d in drawn])
+
+    w_d = float(pipeline.config.w_d)
+    scores = {
+        "trained": measure(generated, trained, num, strengths, w_d, judge),
+        "held_out": measure(generated, held_out, num, strengths, w_d, judge),
+        "rendered_held_out": measure(rendered, held_out, num, RENDERED_STRENGTHS, RENDERED_STRENGTH, judge),
+    }
+    return {
+        "settings": {
+            name: getattr(pipeline.config, name) for name in ("guidance", "w_p", "w_d", "num_inference_steps")
+        },
+        "strengths": list(strengths),
+        "rendered": {"strengths": RENDERED_STRENGTHS, "strength": RENDERED_STRENGTH, "first_seed": RENDERED_SEEDS},
+        "seeds": list(range(num)),
+        "judge": judge.card,
+        **{name: {key: bootstrap(np.concatenate(v)) for key, v in _columns(s).items()} for name, s in scores.items()},
+        "per_pair": {
+            name: {f"{p} {d}": {key: float(np.mean(v)) for key, v in row.items()} for (p, d), row in s.items()}
+            for name, s in scores.items()
+        },
+    }
+
+
+def measure(
+    source: Source, pairs: Iterable[Pair], num: int, strengths: Sequence[float], strength: float, judge: Judge
+) -> dict[Pair, dict[str, np.ndarray]]:
+    """Score `num` pictures of every pair; each score is an array with one value per picture, `monotony` one per pair.
+
+    At `strength`:
+      product_accuracy, defect_accuracy  whether the judge names the product and the defect that were asked for
+      defect_seen    whether the judge sees any defect
+      mask_iou       the picture's mask against the judge's; 0 where both are empty, for a defect was asked for
+      change_outside mean absolute difference, 0 to 1, to the frame of the same seed at strength 0, outside the mask
+    judged_good      whether the judge calls the frame at strength 0 good
+    monotony         Spearman's rank correlation of strength and the judge's defect area (mean over the seeds);
+                     0 where the area never changes
+    """
+    swept = sorted({0.0, *strengths})
+    levels = sorted({*swept, strength})
+    scores = {}
+    for product, defect in pairs:
+        images, masks = zip(*(_at_size(source(product, defect, s, num), judge.size) for s in levels), strict=True)
+        verdicts = [judge(frames) for frames in images]
+        at = levels.index(strength)
+        seen, verdict, mask = images[at], verdicts[at], masks[at]
+        marked = verdict.mask_probs > 0.5
+        change = np.abs(seen.astype(float) - images[0]).mean(-1) / 255
+        areas = [np.mean(verdicts[levels.index(s)].mask_probs > 0.5) for s in swept]
+        scores[product, defect] = {
+            "product_accuracy": np.array([p == product for p in verdict.products], float),
+            "defect_accuracy": np.array([d == defect for d in verdict.defects], float),
+            "defect_seen": np.array([d != "good" for d in verdict.defects], float),
+            "mask_iou": (marked & mask).sum((1, 2)) / np.maximum((marked | mask).sum((1, 2)), 1),
+            "change_outside": (change * ~mask).sum((1, 2)) / np.maximum((~mask).sum((1, 2)), 1),
+            "judged_good": np.array([d == "good" for d in verdicts[0].defects], float),
+            "monotony": np.array([rank_correlation(swept, areas)]),
+        }
+    return scores
+
+
+def rank_correlation(strengths: Sequence[float], areas: Sequence[float]) -> float:
+    """Spearman's, from -1 to 1; 0 where the area never changes."""
+    return float(spearmanr(strengths, areas).statistic) if np.ptp(areas) else 0.0
+
+
+def _columns(scores: dict[Pair, dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """{score: its arrays, pair by pair}; empty where there are no pairs."""
+    keys = next(iter(scores.values()), {})
+    return {key: [row[key] for row in scores.values()] for key in keys}
+
+
+def _at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks brought down to the judge's size; a mask pixel stays where at least half of it is marked."""
+    images, masks = frames
+    if images.shape[1] == size:
+        return images, masks
+    images = np.stack([resize_local_mean(i.astype(float), (size, size)).round().astype(np.uint8) for i in images])
+    return images, np.stack([resize_local_mean(m.astype(float), (size, size)) >= 0.5 for m in masks])
+
+
+def _size(pipeline: DefectDiffuPipeline) -> int:
+    """Side of the pictures in pixels, as one picture shows it."""
+    product = pipeline.products[0]
+    return pipeline(product=product, num_images=1, num_inference_steps=1).images[0].width

@@ -1,0 +1,133 @@
+"""Double-free: Algorithm 1 for training, Eqs. 3, 4 and 12 for sampling, and the two forms of the released code.
+
+Branches are named by their two conditions: the defect d or good g, then the product p or none 0. So "d0" is
+epsilon(x_t, t, c_d, null), the defect on no product in particular.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defectdiffu.errors import check_choice
+from defectdiffu.prompts import GOOD, Conditions, PromptEmbedding, PromptEncoder
+
+
+def drop_conditions(
+    product: str, defect: str, null_product: str, p1: float, p2: float, rng: np.random.Generator
+) -> tuple[str, str]:
+    """Algorithm 1: what the model is told about one training image, (product, defect).
+
+    With probability p1 the product becomes the null product. If the image has a defect, then with probability p2 the
+    defect is called good, and with probability p1 the product becomes null (again). Line 4 is read as printed, on
+    the level of line 3, so a defect image loses its product with probability 1 - (1 - p1)^2, independently of p2.
+    Three numbers are drawn from `rng` whatever happens.
+    """
+    first, second, third = rng.random(3)
+    if first < p1:
+        product = null_product
+    if defect != GOOD:
+        if second < p2:
+            defect = GOOD
+        if third < p1:
+            product = null_product
+    return product, defect
+
+
+def double_free(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+    """Eqs. 4 and 12: the defect's direction is taken without any product.
+
+    In Eq. 3 the paper swaps the scales (w_p on F_d, w_d on F_p); Eq. 4 has them right.
+    """
+    F_p = e["gp"] - e["g0"]
+    F_d = e["d0"] - e["g0"]
+    return e["g0"] + w_p * F_p + w_d * F_d
+
+
+def defect_only(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+    """The released code's default: two branches, the product always told, so w_p has nothing to scale."""
+    return e["gp"] + w_d * (e["dp"] - e["gp"])
+
+
+def product_aware(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+    """The three-branch form left uncalled in the released code: the defect's direction on this very product.
+
+    With w_p = 1 it is `defect_only`.
+    """
+    return e["g0"] + w_p * (e["gp"] - e["g0"]) + w_d * (e["dp"] - e["gp"])
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A form of guidance: its branches, how it combines their noise, and which two differ in the defect alone."""
+
+    branches: tuple[str, ...]
+    combine: Callable[[dict[str, Tensor], float, Tensor], Tensor]
+    good: str
+    defect: str
+
+
+GUIDANCES = {
+    "double_free": Guidance(("gp", "g0", "d0"), double_free, good="g0", defect="d0"),
+    "defect_only": Guidance(("gp", "dp"), defect_only, good="gp", defect="dp"),
+    "product_aware": Guidance(("g0", "gp", "dp"), product_aware, good="gp", defect="dp"),
+}
+
+
+@dataclass
+class Branches:
+    """What the transformer says in each branch: noise and mask (B, C, H, W), attention (B, h, w)."""
+
+    noise: dict[str, Tensor]
+    mask: dict[str, Tensor]
+    attention: dict[str, Tensor]
+
+
+def branch_conditions(
+    encoder: PromptEncoder, guidance: str, product: str, defect: str, null_product: str
+) -> dict[str, Conditions]:
+    """The prompts of every branch that `guidance` needs, each a batch of one."""
+    check_choice("guidance", guidance, GUIDANCES)
+    name = {"p": product, "0": null_product, "d": defect, "g": GOOD}
+    return {b: encoder.conditions([name[b[1]]], [name[b[0]]]) for b in GUIDANCES[guidance].branches}
+
+
+def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, Conditions]) -> Branches:
+    """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,).
+
+    The background blocks see the product alone, so (g, null) and (d, null) are in the same state after them: that
+    pass is made once for each distinct product. What remains runs as one batch over the branches.
+    """
+    batch, channels = x.shape[:2]
+
+    def stack(prompts: list[PromptEmbedding]) -> PromptEmbedding:
+        return PromptEmbedding.cat([p.map(lambda v: v.expand(batch, *v.shape[1:])) for p in prompts])
+
+    products = {branch[1]: c.product for branch, c in conditions.items()}
+    n = len(products)
+    hidden = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), stack(list(products.values())))  # (n B, T, D)
+    hidden = dict(zip(products, hidden.chunk(n), strict=True))
+
+    n = len(conditions)
+    out = transformer.defect_and_fusion(
+        torch.cat([hidden[branch[1]] for branch in conditions]),  # (n B, T, D)
+        t.repeat(n),
+        stack([c.defect for c in conditions.values()]),
+        stack([c.fusion for c in conditions.values()]),
+    )
+    # A learned variance (the second half of the channels) is not guided and not used: samplers fix theirs.
+    parts = (out.sample[:, :channels], out.mask, out.attention)
+    return Branches(*(dict(zip(conditions, part.chunk(n), strict=True)) for part in parts))
+
+
+def guide(branches: Branches, guidance: str, w_p: float, w_d: Tensor) -> tuple[Tensor, Tensor]:
+    """Guided noise and mask, both (B, C, H, W), all channels alike. w_d (B, 1, 1, 1): the scale of each image.
+
+    The mask comes from the branch that is told of the defect. Below w_d = 1 it is mixed with that of the branch that
+    differs in the defect alone: at w_d = 0 nothing of the defect is in the picture, nor may it be in the mask.
+    """
+    form = GUIDANCES[guidance]
+    good, defect = branches.mask[form.good], branches.mask[form.defect]
+    return form.combine(branches.noise, w_p, w_d), good + w_d.clamp(0, 1) * (defect - good)

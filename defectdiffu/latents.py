@@ -1,0 +1,155 @@
+"""Training pictures as tensors, their augmented versions, and the cache of latents made from them once.
+
+Encoding is the same work in every epoch, so it is done once: every picture in several augmented versions, its mask
+moved along with it, both through the autoencoder. The cache is keyed by content: the pictures' bytes, the
+autoencoder's weights and the settings.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from defectdiffu import autoencoder
+from defectdiffu.checkpoints import load_tensors, save_tensors
+from defectdiffu.data.catalog import augmentation
+from defectdiffu.data.folder import Sample, load_image, load_mask
+from defectdiffu.masks import resize_mask, to_picture
+from defectdiffu.prompts import GOOD
+
+BATCH = 64  # pictures encoded together
+
+
+@dataclass
+class Pictures:
+    """N training pictures: images (N, S, S, 3) uint8, masks (N, S, S) uint8 0 or 255 (zero for good ones)."""
+
+    images: Tensor
+    masks: Tensor
+    products: list[str]
+    defects: list[str]
+
+    @classmethod
+    def load(cls, samples: Sequence[Sample], size: int) -> "Pictures":
+        """Read and resize; raises `InputError` at the first file that cannot be used."""
+        images = np.empty((len(samples), size, size, 3), np.uint8)
+        masks = np.zeros((len(samples), size, size), np.uint8)
+        for i, sample in enumerate(tqdm(samples, "reading pictures", leave=False)):
+            images[i] = load_image(sample.image, size)
+            if sample.mask is not None:
+                masks[i] = load_mask(sample.mask, size)
+        products, defects = [s.product for s in samples], [s.defect for s in samples]
+        return cls(torch.from_numpy(images), torch.from_numpy(masks), products, defects)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n numbers of pictures, good and defective ones alike often."""
+        return draw_balanced(self.defects, n, rng)
+
+    def tensors(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, as they are."""
+        index = torch.as_tensor(index)
+        return self.images[index].permute(0, 3, 1, 2) / 127.5 - 1, (self.masks[index] > 0).float()
+
+    def augmented(self, index: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The same, each picture moved and lit anew as its product bears (`catalog.augmentation`), its mask with it."""
+        images, masks = self.tensors(index)
+        for row, i in enumerate(index):
+            images[row], masks[row] = augment(images[row], masks[row], self.products[i], rng)
+        return images, masks
+
+
+def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One random version of a picture (3, S, S) in [-1, 1] and its mask (S, S) in {0, 1}.
+
+    Flips, quarter turns, a small shift and zoom, a slight change of light. Seven numbers are drawn from `rng`.
+    """
+    allowed = augmentation(product)
+    flip_h, flip_v, turn = rng.random(3)
+    dx, dy, zoom, light = rng.uniform(-1, 1, 4)
+    both = torch.cat([image, mask[None] * 2 - 1])
+    if allowed.flip_h and flip_h < 0.5:
+        both = both.flip(-1)
+    if allowed.flip_v and flip_v < 0.5:
+        both = both.flip(-2)
+    if allowed.quarter_turns:
+        both = both.rot90(int(turn * 4), (-2, -1))
+    scale = 1 + zoom * allowed.zoom
+    move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]], dtype=torch.float32)
+    grid = F.affine_grid(move, (1, 4, *image.shape[-2:]), align_corners=False)
+    both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
+    image = ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1)
+    return image, (both[3] > -0.2).float()
+
+
+@dataclass
+class Latents:
+    """V versions of N pictures. image and mask: latents (N, V, C, H, W) in half precision; region: the mask itself
+    at the latent's size, (N, V, H, W) uint8 0 or 1."""
+
+    image: Tensor
+    mask: Tensor
+    region: Tensor
+    products: list[str]
+    defects: list[str]
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """n (picture, version) numbers, good and defective ones alike often."""
+        return draw_balanced(self.defects, n, rng), rng.integers(self.image.shape[1], size=n)
+
+
+def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
+    """n indices into `defects`: a defect picture is as likely as a good one, however few there are."""
+    is_good = np.array([d == GOOD for d in defects])
+    kinds = [k for k in (np.flatnonzero(is_good), np.flatnonzero(~is_good)) if len(k)]
+    which, place = rng.integers(len(kinds), size=n), rng.random(n)
+    return np.array([kinds[k][int(p * len(kinds[k]))] for k, p in zip(which, place, strict=True)])
+
+
+@torch.no_grad()
+def cached_latents(vae, pictures: Pictures, variants: int, seed: int, folder: Path) -> Latents:
+    """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
+
+    Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone.
+    """
+    key = _key(vae, pictures, variants, seed)
+    path = folder / f"latents-{key}.safetensors"
+    if not path.is_file():
+        device, dtype = vae.device, vae.dtype
+        parts: dict[str, list[Tensor]] = {"image": [], "mask": [], "region": []}
+        per_batch = max(1, BATCH // variants)
+        for start in tqdm(range(0, len(pictures), per_batch), "encoding pictures", leave=False):
+            index = range(start, min(start + per_batch, len(pictures)))
+            versions = [_versions(pictures, i, variants, seed) for i in index]
+            images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
+            image = autoencoder.encode(vae, images.to(device, dtype))
+            mask = autoencoder.encode(vae, to_picture(masks).to(device, dtype))
+            region = resize_mask(masks, image.shape[-2:])
+            for name, value in (("image", image.half()), ("mask", mask.half()), ("region", region.to(torch.uint8))):
+                parts[name].append(value.cpu().unflatten(0, (len(index), variants)))
+        save_tensors(path, {name: torch.cat(values) for name, values in parts.items()}, {})
+    tensors, _ = load_tensors(path)
+    return Latents(**tensors, products=pictures.products, defects=pictures.defects)
+
+
+def _versions(pictures: Pictures, i: int, variants: int, seed: int) -> tuple[Tensor, Tensor]:
+    image, mask = pictures.tensors([i])
+    if variants == 1:
+        return image, mask
+    images, masks = pictures.augmented([i] * (variants - 1), np.random.default_rng([seed, i]))
+    return torch.cat([image, images]), torch.cat([mask, masks])
+
+
+def _key(vae, pictures: Pictures, variants: int, seed: int) -> str:
+    digest = hashlib.sha256(f"{variants} {seed} {pictures.products} {pictures.defects}".encode())
+    for value in (pictures.images, pictures.masks, *vae.state_dict().values()):
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,286 @@
+"""The Text-guided Disentangled Integrated Architecture (Fig. 2): a diffusion transformer in three parts.
+
+    tokens -> N background blocks (c_p) -> M defect blocks (c_d) -> K fusion blocks (c_f) -> noise
+                                               |
+                                               +-> cross-attention maps -> mask head -> latent of the mask
+
+Every block is a transformer block whose normalisation is modulated by its condition (adaLN-Zero): the embedding of
+the step t plus the projected text embedding of the part's own prompt. Defect blocks also attend to their prompt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import PatchEmbed, TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from defectdiffu.errors import InputError, check_choice
+from defectdiffu.prompts import PromptEmbedding
+
+ATTENTION_OVER = ("tokens", "positions")
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]  # (B, T, D)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Without affine parameters: adaLN supplies scale and shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, heads, T, D / heads)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(y, self.heads) for y in self.qkv(x).chunk(3, dim=-1))  # (B, heads, T, D / heads)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B, T, D)
+
+
+class PositionAttention(nn.Module):
+    """Cross-attention with a single key, the block's condition; the softmax runs over the T image positions.
+
+    Each head shares out one unit of attention over the picture, so its map says *where* the defect is. This is what
+    the paper's released code computes. The value is projected from zero, so that a new model starts as a plain DiT.
+    """
+
+    def __init__(self, width: int, text_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor]:
+        q = split_heads(self.to_q(layer_norm(x)), self.heads)  # (B, heads, T, d)
+        k = split_heads(self.to_k(c)[:, None], self.heads)  # (B, heads, 1, d)
+        v = split_heads(self.to_v(c)[:, None], self.heads)  # (B, heads, 1, d)
+        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-2)  # (B, heads, T, 1)
+        out = attention.to(v.dtype) * v  # (B, heads, T, d)
+        return out.transpose(1, 2).flatten(2), attention.squeeze(-1)  # (B, T, D), (B, heads, T)
+
+    def zero_output(self) -> None:
+        nn.init.zeros_(self.to_v.weight)
+
+
+class TokenAttention(nn.Module):
+    """Cross-attention to the prompt's tokens, Eq. 5: every position shares out one unit over the tokens.
+
+    A head's map is what a position gives to the words of the subject, the rest going to the start token: near 1 where
+    there is something of the defect, near 0 elsewhere.
+    """
+
+    def __init__(self, width: int, text_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(text_dim, width, bias=False)
+        self.to_v = nn.Linear(text_dim, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor]:
+        if prompt.tokens is None or prompt.token_mask is None:
+            raise InputError("attention over tokens needs the defect prompt's `tokens` and `token_mask`")
+        q = split_heads(self.to_q(layer_norm(x)), self.heads)  # (B, heads, T, d)
+        k = split_heads(self.to_k(prompt.tokens), self.heads)  # (B, heads, L, d)
+        v = split_heads(self.to_v(prompt.tokens), self.heads)  # (B, heads, L, d)
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # (B, heads, T, L)
+        attention = scores.masked_fill(~prompt.token_mask[:, None, None], -torch.inf).softmax(dim=-1)
+        out = attention.to(v.dtype) @ v  # (B, heads, T, d)
+        out = self.to_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
+        return out, 1 - attention[..., 0]  # (B, T, D), (B, heads, T)
+
+    def zero_output(self) -> None:
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+
+CROSS_ATTENTION = {"positions": PositionAttention, "tokens": TokenAttention}
+
+
+class Block(nn.Module):
+    """A DiT block; with `cross_attention`, a defect block, which also returns its maps."""
+
+    def __init__(self, width: int, heads: int, cross_attention: nn.Module | None = None):
+        super().__init__()
+        self.attn = SelfAttention(width, heads)
+        self.cross_attention = cross_attention
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.adaln = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(F.silu(c)).chunk(6, dim=-1)  # 6 x (B, D)
+        x = x + gate1[:, None] * self.attn(modulate(layer_norm(x), shift1, scale1))  # (B, T, D)
+        maps = None
+        if self.cross_attention is not None:
+            seen, maps = self.cross_attention(x, c, prompt)  # (B, T, D), (B, heads, T)
+            x = x + seen
+        x = x + gate2[:, None] * self.mlp(modulate(layer_norm(x), shift2, scale2))  # (B, T, D)
+        return x, maps
+
+
+class MaskHead(nn.Module):
+    """From the attention maps of all defect blocks and heads to the latent of the mask (Sec. 3.4).
+
+    It sees the maps alone, so a mask can only be right if the attention is. The 3 x 3 convolutions let a token use
+    its neighbours' maps: a token covers several pixels, and its neighbours tell on which side the defect goes on.
+    """
+
+    def __init__(self, maps: int, width: int, out_channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(maps, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, out_channels, 1),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(maps)
+
+
+@dataclass
+class TransformerOutput:
+    """sample (B, C, H, W) or, with learned sigma, (B, 2C, H, W); mask (B, C, H, W); attention (B, h, w), Eq. 7;
+    maps (B, M, heads, h, w), every block's and head's."""
+
+    sample: Tensor
+    mask: Tensor
+    attention: Tensor
+    maps: Tensor
+
+
+class DefectDiffuTransformer(ModelMixin, ConfigMixin):
+    """Predicts the noise in a latent, and the latent of the defect's mask, from three prompts (Fig. 2).
+
+    sample_size: side of the latent; in_channels: its channels C; text_dim: width of the text embeddings.
+    background_blocks, defect_blocks, fusion_blocks: N, M and K of the paper.
+    attention_over: "positions" (as released) or "tokens" (Eq. 5).
+    null_product: the word that stands for no product in particular in prompts.
+    trained_on: {product: its defects}, the pairs that the weights have seen; kept with them, of no effect here.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 16,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        width: int = 128,
+        heads: int = 4,
+        background_blocks: int = 3,
+        defect_blocks: int = 3,
+        fusion_blocks: int = 2,
+        text_dim: int = 64,
+        attention_over: str = "positions",
+        learn_sigma: bool = False,
+        null_product: str = "industry",
+        trained_on: dict[str, list[str]] | None = None,
+    ):
+        super().__init__()
+        check_choice("attention_over", attention_over, ATTENTION_OVER)
+        if sample_size % patch_size or width % heads or width % 4:
+            raise InputError(
+                f"sample_size {sample_size} must be a multiple of patch_size {patch_size}, "
+                f"and width {width} of heads {heads} and of 4"
+            )
+        self.side = sample_size // patch_size  # tokens along one side of the picture
+        self.patch_embed = PatchEmbed(sample_size, sample_size, patch_size, in_channels, width)
+        self.time_features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)
+        self.time_embed = TimestepEmbedding(256, width)
+        self.product_proj = nn.Linear(text_dim, width)
+        self.defect_proj = nn.Linear(text_dim, width)
+        self.fusion_proj = nn.Linear(text_dim, width)
+
+        cross = CROSS_ATTENTION[attention_over]
+        self.background_part = nn.ModuleList(Block(width, heads) for _ in range(background_blocks))
+        self.defect_part = nn.ModuleList(
+            Block(width, heads, cross(width, text_dim, heads)) for _ in range(defect_blocks)
+        )
+        self.fusion_part = nn.ModuleList(Block(width, heads) for _ in range(fusion_blocks))
+
+        patch = patch_size**2
+        self.final_adaln = nn.Linear(width, 2 * width)
+        self.final = nn.Linear(width, patch * in_channels * (2 if learn_sigma else 1))
+        self.mask_head = MaskHead(defect_blocks * heads, width, patch * in_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in (self.time_embed.linear_1, self.time_embed.linear_2):
+            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        # adaLN-Zero: gates, cross-attention and output start at zero, so every block starts as the identity.
+        for block in [*self.background_part, *self.defect_part, *self.fusion_part]:
+            nn.init.zeros_(block.adaln.weight)
+            if block.cross_attention is not None:
+                block.cross_attention.zero_output()
+        for layer in (self.final_adaln, self.final):
+            nn.init.zeros_(layer.weight)
+
+    def background(self, x: Tensor, t: Tensor, product: PromptEmbedding) -> Tensor:
+        """The N background blocks: x (B, C, H, W), t (B,) -> hidden (B, T, D). They see c_p alone, so guidance
+        branches that share a product condition can share this pass."""
+        c = self._embed_time(t) + self.product_proj(product.pooled)  # (B, D)
+        h = self.patch_embed(x)  # (B, T, D)
+        for block in self.background_part:
+            h, _ = block(h, c, product)
+        return h
+
+    def defect_and_fusion(
+        self, h: Tensor, t: Tensor, defect: PromptEmbedding, fusion: PromptEmbedding
+    ) -> TransformerOutput:
+        """The M defect blocks, the K fusion blocks and both heads: hidden (B, T, D), t (B,) -> output."""
+        time = self._embed_time(t)
+        c = time + self.defect_proj(defect.pooled)  # (B, D)
+        maps = []
+        for block in self.defect_part:
+            h, block_maps = block(h, c, defect)
+            maps.append(block_maps)
+        c = time + self.fusion_proj(fusion.pooled)  # (B, D)
+        for block in self.fusion_part:
+            h, _ = block(h, c, fusion)
+        shift, scale = self.final_adaln(F.silu(c)).chunk(2, dim=-1)
+        patches = self.final(modulate(layer_norm(h), shift, scale))  # (B, T, p * p * C)
+
+        maps = torch.stack(maps, dim=1).unflatten(-1, (self.side, self.side))  # (B, M, heads, h, w)
+        scale = maps[0, 0, 0].numel() if self.config.attention_over == "positions" else 2.0  # brings maps to about 1
+        mask = self.mask_head((maps.flatten(1, 2) * scale - 1).to(self.dtype))  # (B, p * p * C, h, w)
+        return TransformerOutput(
+            sample=self._unpatchify(patches.transpose(1, 2).unflatten(-1, (self.side, self.side))),
+            mask=self._unpatchify(mask),
+            attention=maps.mean(dim=(1, 2)),
+            maps=maps,
+        )
+
+    def forward(
+        self, x: Tensor, t: Tensor, product: PromptEmbedding, defect: PromptEmbedding, fusion: PromptEmbedding
+    ) -> TransformerOutput:
+        """x (B, C, H, W) noisy latents, t (B,) steps, three prompts of B each -> `TransformerOutput`."""
+        return self.defect_and_fusion(self.background(x, t, product), t, defect, fusion)
+
+    def _embed_time(self, t: Tensor) -> Tensor:
+        return self.time_embed(self.time_features(t).to(self.dtype))  # (B, D)
+
+    def _unpatchify(self, x: Tensor) -> Tensor:
+        p = self.config.patch_size
+        x = x.unflatten(1, (p, p, -1))  # (B, p, p, C, h, w)
+        return x.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)  # (B, C, h * p, w * p)

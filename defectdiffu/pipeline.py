@@ -1,0 +1,212 @@
+"""From (product, defect) to image-mask pairs: the sampling loop as a diffusers pipeline."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from defectdiffu import autoencoder, masks
+from defectdiffu.errors import InputError, check_choice
+from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
+from defectdiffu.model import DefectDiffuTransformer
+from defectdiffu.prompts import GOOD, PromptEncoder
+
+SHIPPED = Path(__file__).parent / "weights"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass
+class DefectDiffuOutput(BaseOutput):
+    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (num_images, S, S) before the threshold."""
+
+    images: list[Image.Image]
+    masks: list[Image.Image]
+    mask_probs: np.ndarray
+
+
+class DefectDiffuPipeline(DiffusionPipeline):
+    """Generates defect images with their masks.
+
+        pipe = DefectDiffuPipeline.from_pretrained("tiny")
+        out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])
+
+    `scheduler` may be any diffusers scheduler for noise prediction. guidance, w_p, w_d, num_inference_steps: what a
+    call uses unless it says otherwise.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: DefectDiffuTransformer,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        guidance: str = "double_free",
+        w_p: float = 1.0,
+        w_d: float = 1.0,
+        num_inference_steps: int = 20,
+    ):
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.register_to_config(guidance=guidance, w_p=w_p, w_d=w_d, num_inference_steps=num_inference_steps)
+        self.encoder = PromptEncoder(tokenizer, text_encoder)
+
+    @property
+    def pairs(self) -> dict[str, list[str]]:
+        """{product: its defects}: what the weights were trained on. Other combinations of these names are zero-shot."""
+        return self.transformer.config.trained_on or {}
+
+    @property
+    def products(self) -> list[str]:
+        return list(self.pairs)
+
+    @property
+    def defects(self) -> list[str]:
+        return sorted({d for defects in self.pairs.values() for d in defects})
+
+    @classmethod
+    def from_pretrained(cls, name, **kwargs) -> "DefectDiffuPipeline":
+        """Load by shipped name ("tiny"), local folder or hub id. Weights are read from safetensors only."""
+        folder = SHIPPED / str(name) if (SHIPPED / str(name) / "model_index.json").is_file() else Path(name)
+        if folder.is_dir():
+            check_weights(folder)
+        elif len(folder.parts) != 2 or str(name).startswith((".", "/")):
+            shipped = sorted(p.parent.name for p in SHIPPED.glob("*/model_index.json"))
+            raise InputError(
+                f"no weights '{name}': neither a folder nor shipped with the package ({', '.join(shipped) or 'none'})"
+            )
+        kwargs = {"dtype": torch.float32} | kwargs
+        return super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        product: str,
+        defect: str = GOOD,
+        w_d: float | Sequence[float] | None = None,
+        w_p: float | None = None,
+        num_images: int = 1,
+        num_inference_steps: int | None = None,
+        seeds: Sequence[int] | None = None,
+        guidance: str | None = None,
+        batch_size: int = 8,
+        callback=None,
+    ) -> DefectDiffuOutput:
+        """Generate `num_images` pairs.
+
+        w_d: strength of the defect, one number or one per image; w_p: strength of the product. seeds: one per image,
+        0, 1, 2, ... unless given; image i depends on seeds[i] alone, so a sweep over w_d starts every frame from the
+        same noise. callback(step, t, latents, branches) is called after every step with the batch's noisy latents
+        and what each branch predicted. Raises `InputError` for names the model does not know.
+        """
+        config = self.config
+        check_choice("product", product, [*self.products, self.transformer.config.null_product])
+        check_choice("defect", defect, [*self.defects, GOOD])
+        guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
+        w_p = config.w_p if w_p is None else w_p
+        w_d = config.w_d if w_d is None else w_d
+        steps = num_inference_steps or config.num_inference_steps
+        seeds = list(range(num_images)) if seeds is None else [int(s) for s in seeds]
+        w_d = [float(w_d)] * num_images if np.isscalar(w_d) else [float(w) for w in w_d]
+        if num_images < 1 or steps < 1 or batch_size < 1:
+            raise InputError("num_images, num_inference_steps and batch_size must be at least 1")
+        for what, values in (("seeds", seeds), ("w_d", w_d)):
+            if len(values) != num_images:
+                raise InputError(f"{len(values)} {what} for {num_images} images: give one per image")
+
+        null = self.transformer.config.null_product
+        conditions = branch_conditions(self.encoder, guidance, product, defect, null)
+        pictures, probabilities = [], []
+        with self.progress_bar(total=-(-num_images // batch_size) * steps) as bar:
+            for start in range(0, num_images, batch_size):
+                batch = slice(start, start + batch_size)
+                picture, probability = self._sample(
+                    conditions, guidance, w_p, w_d[batch], seeds[batch], steps, callback, bar.update
+                )
+                pictures.append(picture)
+                probabilities.append(probability)
+        pictures, probabilities = np.concatenate(pictures), np.concatenate(probabilities)
+        return DefectDiffuOutput(
+            images=[Image.fromarray(p) for p in pictures],
+            masks=[Image.fromarray(masks.binarise(p)) for p in probabilities],
+            mask_probs=probabilities,
+        )
+
+    def _sample(self, conditions, guidance, w_p, w_d, seeds, steps, callback, tick) -> tuple[np.ndarray, np.ndarray]:
+        """One batch: uint8 pictures (B, S, S, 3) and mask maps float32 (B, S, S)."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        size, channels = self.transformer.config.sample_size, self.transformer.config.in_channels
+        # Noise is drawn image by image on the CPU: the same on every device and in every batch.
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        latents = torch.stack([torch.randn(channels, size, size, generator=g) for g in generators]).to(device)
+        strength = torch.tensor(w_d, device=device).view(-1, 1, 1, 1)
+
+        self.scheduler.set_timesteps(steps, device=device)
+        latents = latents * self.scheduler.init_noise_sigma
+        extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        last = masks.averaged_steps(steps)
+        timesteps = self.scheduler.timesteps
+        probability = 0
+        for i, t in enumerate(timesteps):
+            x = self.scheduler.scale_model_input(latents, t)
+            branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
+            noise, mask = guide(branches, guidance, w_p, strength)
+            latents = self.scheduler.step(noise.float(), t, latents, **extra).prev_sample
+            if i >= len(timesteps) - last:
+                probability = probability + masks.to_probability(self._decode(mask)) / last
+            if callback is not None:
+                callback(i, t, latents, branches)
+            tick()
+        pictures = ((self._decode(latents) + 1) * 127.5).round().to(torch.uint8)
+        return pictures.permute(0, 2, 3, 1).cpu().numpy(), probability.cpu().numpy()
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a pipeline folder whose weights are no safetensors, are cut short, or are not what its index promises."""
+    index = folder / "model_index.json"
+    try:
+        components = json.loads(index.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no readable model_index.json: not weights of this package") from error
+    for name, value in components.items():
+        if not isinstance(value, list) or len(value) != 2 or name in ("scheduler", "tokenizer"):
+            continue
+        files = sorted((folder / name).glob("*.safetensors"))
+        if not files:
+            pickles = [p.name for p in (folder / name).glob("*") if p.suffix in PICKLES]
+            found = f"{pickles[0]} is a pickle, which can run code when read" if pickles else "none found"
+            raise InputError(f"{folder / name}: weights must be .safetensors; {found}")
+        for file in files:
+            try:
+                with safe_open(file, "pt") as tensors:
+                    tensors.keys()
+            except SafetensorError as error:
+                raise InputError(f"{file} is damaged or cut short: {error}") from error
+    # Our own transformer is built from its config, so missing and extra tensors can be named before loading.
+    transformer = folder / "transformer"
+    with torch.device("meta"):
+        settings = DefectDiffuTransformer.load_config(transformer)
+        expected = set(DefectDiffuTransformer.from_config(settings).state_dict())
+    found = set()
+    for file in transformer.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= set(tensors.keys())
+    for what, names in (("lacks", expected - found), ("has unknown", found - expected)):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise InputError(f"{transformer} {what} {len(names)} tensor(s): {some}{', ...' if len(names) > 3 else ''}")

@@ -1,0 +1,96 @@
+"""What a training run would take, before it is begun: `defectdiffu train --dry-run`."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from defectdiffu.autoencoder import build_autoencoder
+from defectdiffu.config import Preset
+from defectdiffu.model import DefectDiffuTransformer
+from defectdiffu.training import precision, read_samples
+
+BYTES_PER_PARAMETER = 4 + 4 + 8 + 4  # weight, gradient, AdamW's two moments, EMA
+ACTIVATIONS_PER_BLOCK = 34  # numbers kept for the backward pass, per token and unit of width
+UTILISATION = 0.3  # share of the device's matrix-product rate that small transformers reach
+
+
+def plan(preset: Preset, data: list[Path]) -> dict:
+    """Pictures found per product and defect, parameters, and estimates of memory (GB) and time (minutes).
+
+    Memory is computed from sizes; time is the arithmetic of all steps over 0.3 of this device's measured rate of
+    matrix products. Both are for planning, good to a factor of two. Raises `InputError` for unusable data.
+    """
+    samples = read_samples(preset, data)
+    counts: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        row = counts.setdefault(sample.product, {})
+        row[sample.defect] = row.get(sample.defect, 0) + 1
+
+    model, settings, ours = preset.model, preset.training, preset.autoencoder.pretrained is None
+    with torch.device("meta"):
+        transformer = DefectDiffuTransformer(
+            sample_size=preset.latent_size,
+            in_channels=preset.autoencoder.latent_channels,
+            text_dim=preset.text.width,
+            **{k: v for k, v in vars(model).items() if k != "pretrained"},
+        )
+        vae = build_autoencoder(preset.autoencoder) if ours else None
+    parameters = sum(p.numel() for p in transformer.parameters())
+    blocks = model.background_blocks + model.defect_blocks + model.fusion_blocks
+    tokens = transformer.side**2
+    number = 2 if precision() != "no" else 4
+    activations = settings.batch_size * tokens * blocks * model.width * ACTIVATIONS_PER_BLOCK * number
+
+    # Forward and backward cost 3 times the forward: 2 per weight and token, and the attention's two products.
+    per_token = 2 * 12 * model.width**2 + 4 * tokens * model.width
+    work = 3 * blocks * tokens * per_token * settings.batch_size * settings.steps
+    if ours:
+        work += 3 * _convolution_work(vae, preset.image_size) * preset.autoencoder.batch_size * preset.autoencoder.steps
+    return {
+        "pictures": len(samples),
+        "counts": counts,
+        "parameters": {
+            "transformer": parameters,
+            "autoencoder": sum(p.numel() for p in vae.parameters()) if ours else None,
+        },
+        "precision": precision(),
+        "memory_gb": round((parameters * BYTES_PER_PARAMETER + activations) / 1e9, 2),
+        "minutes": round(work / (UTILISATION * matrix_rate()) / 60, 1),
+        "device": device_name(),
+    }
+
+
+def device_name() -> str:
+    """The GPU's name, or how many CPU threads PyTorch uses."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+
+
+def matrix_rate(size: int = 2048, repeats: int = 10) -> float:
+    """Floating-point operations per second of a square matrix product in the precision that training uses."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision()]
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    for timed in (False, True):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            b = a @ a
+        b[0, 0].item()  # waits for the device
+        if timed:
+            return repeats * 2 * size**3 / (time.perf_counter() - start)
+    raise AssertionError("unreachable")
+
+
+def _convolution_work(vae, size: int) -> float:
+    """Floating-point operations of one picture through the autoencoder."""
+    total = 0
+    for part, side, halves in ((vae.encoder, size, True), (vae.decoder, None, False)):
+        if side is None:
+            side = size // 2 ** sum(isinstance(m, torch.nn.Upsample) for m in part.modules())
+        for module in part.modules():
+            if isinstance(module, torch.nn.Upsample):
+                side *= 2
+            if isinstance(module, torch.nn.Conv2d):
+                side //= module.stride[0] if halves else 1
+                total += 2 * side**2 * module.weight.numel()
+    return total

@@ -1,0 +1,171 @@
+"""The three single-object prompts of TDIA and the text encoder that reads them (Sec. 3.2).
+
+c_p  "A photo of {product}"            to the background blocks: what this product looks like
+c_d  "A photo of {defect}"             to the defect blocks: what this defect looks like, on any product
+c_f  "A photo of {defect} {product}"   to the fusion blocks: how the two belong together
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+GOOD = "good"  # the defect's name for "no defect", c_g in the paper
+PREFIX = "A photo of"
+
+
+def background_prompt(product: str) -> str:
+    return f"{PREFIX} {_words(product)}"
+
+
+def defect_prompt(defect: str) -> str:
+    return f"{PREFIX} {_words(defect)}"
+
+
+def fusion_prompt(defect: str, product: str) -> str:
+    return f"{PREFIX} {_words(defect)} {_words(product)}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+@dataclass
+class PromptEmbedding:
+    """Embeddings of B prompts.
+
+    pooled      (B, D) one vector a prompt, the condition of adaLN-Zero
+    tokens      (B, L, D) one vector a token, needed only by cross-attention over tokens
+    token_mask  (B, L) bool, what cross-attention may look at: the start token and the words of the subject.
+                The template's words are left out (the subject's, read causally, have seen them); the start token
+                is the same for every prompt and is where a position looks that has nothing of the subject.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+
+    def map(self, f) -> "PromptEmbedding":
+        """The same function applied to each tensor that is there."""
+        return PromptEmbedding(*(None if v is None else f(v) for v in (self.pooled, self.tokens, self.token_mask)))
+
+    def __getitem__(self, index) -> "PromptEmbedding":
+        return self.map(lambda v: v[index])
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    @staticmethod
+    def cat(parts: list["PromptEmbedding"]) -> "PromptEmbedding":
+        columns = zip(*((p.pooled, p.tokens, p.token_mask) for p in parts), strict=True)
+        return PromptEmbedding(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+
+@dataclass
+class Conditions:
+    """What the three parts of the transformer are told, for B images: `transformer(x, t, **vars(conditions))`."""
+
+    product: PromptEmbedding  # c_p
+    defect: PromptEmbedding  # c_d
+    fusion: PromptEmbedding  # c_f
+
+    def __getitem__(self, index) -> "Conditions":
+        return Conditions(self.product[index], self.defect[index], self.fusion[index])
+
+
+class PromptEncoder:
+    """A tokenizer and a CLIP text model as one function from prompts to `PromptEmbedding`.
+
+    Prompts repeat (a data set has a few dozen), so each distinct one is read once a call; without gradients its
+    embedding is kept for the calls to come, which suits a frozen encoder. Call `forget` when its weights changed.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModel):
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self._prefix_length = len(tokenizer(PREFIX, add_special_tokens=False).input_ids)
+        self._cache: dict[str, PromptEmbedding] = {}
+
+    def forget(self) -> None:
+        self._cache.clear()
+
+    def __call__(self, prompts: list[str]) -> PromptEmbedding:
+        """Embed B prompts: pooled (B, D), tokens (B, L, D) and token_mask (B, L), on the encoder's device."""
+        distinct = list(dict.fromkeys(prompts))
+        if torch.is_grad_enabled():
+            place = {prompt: i for i, prompt in enumerate(distinct)}
+            return self._encode(distinct)[[place[p] for p in prompts]]
+        new = [p for p in distinct if p not in self._cache]
+        if new:
+            embedded = self._encode(new).map(lambda v: v.cpu())
+            self._cache.update((p, embedded[i : i + 1]) for i, p in enumerate(new))
+        device, dtype = self.text_encoder.device, self.text_encoder.dtype  # both may have changed since
+        embedded = PromptEmbedding.cat([self._cache[p] for p in prompts])
+        return embedded.map(lambda v: v.to(device, dtype if v.is_floating_point() else v.dtype))
+
+    def _encode(self, prompts: list[str]) -> PromptEmbedding:
+        # One length for all, so that a prompt's embedding never depends on its neighbours.
+        length = self.tokenizer.model_max_length
+        batch = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        batch = batch.to(self.text_encoder.device)
+        out = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        position = torch.arange(length, device=batch.input_ids.device)
+        end = batch.attention_mask.sum(1, keepdim=True) - 1
+        subject = (position > self._prefix_length) & (position < end)
+        return PromptEmbedding(out.pooler_output, out.last_hidden_state, subject | (position == 0))
+
+    def conditions(self, products: list[str], defects: list[str]) -> Conditions:
+        """c_p, c_d and c_f for B images, given the product's and the defect's name of each."""
+        pairs = list(zip(defects, products, strict=True))
+        prompts = [background_prompt(p) for p in products] + [defect_prompt(d) for d in defects]
+        embedded = self(prompts + [fusion_prompt(d, p) for d, p in pairs])
+        n = len(products)
+        return Conditions(embedded[:n], embedded[n : 2 * n], embedded[2 * n :])
+
+
+def build_text_encoder(
+    names: Iterable[str], width: int, layers: int, heads: int
+) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    """A small CLIP text model with a vocabulary of just the words in `names`, to be trained along.
+
+    names: products and defects, the null product and "good" among them. Words, not pieces of words: "scratch" is one
+    token wherever it occurs, so that a defect's name can mean the same on every product.
+    """
+    words = sorted({w for name in [PREFIX, *names] for w in _words(name).lower().split()})
+    vocabulary = {w: i for i, w in enumerate(["<pad>", "<start>", "<unknown>", "<end>", *words])}
+    longest = max(len(_words(name).split()) for name in names)
+    length = 2 + len(PREFIX.split()) + 2 * longest
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    special = [(t, vocabulary[t]) for t in ("<start>", "<end>")]
+    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<start>",
+        eos_token="<end>",
+        unk_token="<unknown>",
+        pad_token="<pad>",
+        model_max_length=length,
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=length,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=3,
+    )
+    encoder = CLIPTextModel(config)
+    # CLIP's initial embeddings (deviation 0.02) are made for long training; words must tell apart from the start here.
+    nn.init.normal_(encoder.embeddings.token_embedding.weight, std=1.0)
+    return fast, encoder

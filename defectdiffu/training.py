@@ -1,0 +1,479 @@
+"""Training, autoencoder first: one loop for both stages, on whatever accelerate finds.
+
+What step n does depends on (seed, n) alone: which pictures, which noise, which conditions are dropped. So a run that
+was killed and resumed takes the same steps as one that never was, and several processes, each taking its slice of
+the same batch, take the same steps as one.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from transformers import AutoTokenizer, CLIPTextModel
+
+from defectdiffu import autoencoder, losses
+from defectdiffu.checkpoints import (
+    load_newest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    write_atomically,
+)
+from defectdiffu.config import Preset
+from defectdiffu.data.folder import read_folder, split
+from defectdiffu.dit import load_dit
+from defectdiffu.errors import InputError
+from defectdiffu.guidance import drop_conditions
+from defectdiffu.latents import Latents, Pictures, cached_latents
+from defectdiffu.masks import resize_mask, to_picture
+from defectdiffu.model import DefectDiffuTransformer
+from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline
+from defectdiffu.prompts import GOOD, PromptEncoder, build_text_encoder
+
+LOG_EVERY = 50
+TRAIN_STEPS = 1000  # T of Eq. 1
+
+
+class Denoiser(nn.Module):
+    """Transformer and, where it is trained along, text encoder: one module for optimiser, EMA and accelerate."""
+
+    def __init__(self, transformer: DefectDiffuTransformer, encoder: PromptEncoder, preset: Preset):
+        super().__init__()
+        self.transformer = transformer
+        self.loss = preset.loss
+        self.encoder = encoder
+        if preset.text.pretrained is None:
+            self.text_encoder = encoder.text_encoder
+        else:
+            encoder.text_encoder.requires_grad_(False)
+        self.scheduler = DDPMScheduler(TRAIN_STEPS)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """The terms of Eq. 11 for a batch of latents x (B, C, H, W), noise, steps t (B,), mask latents (B, C, H, W),
+        mask regions (B, H, W) and the names of the conditions; "loss" is their sum."""
+        x, noise, t, region = batch["x"], batch["noise"], batch["t"], batch["region"]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and hasattr(self, "text_encoder")):
+            conditions = self.encoder.conditions(batch["products"], batch["defects"])
+        out = self.transformer(self.scheduler.add_noise(x, noise, t), t, **vars(conditions))
+        predicted, variance = out.sample[:, : x.shape[1]].float(), out.sample[:, x.shape[1] :].float()
+
+        ratio = losses.attention_ratio(out.attention, resize_mask(region, out.attention.shape[-2:]), self.loss.alpha)
+        ratio = losses.clamp_ratio(ratio if self.loss.ratio_gradient else ratio.detach())
+        if self.loss.fixed_ratio is not None:
+            ratio = torch.full_like(ratio, self.loss.fixed_ratio)
+        terms = {
+            "noise": losses.noise_loss(predicted, noise),
+            "defect": losses.defect_loss(predicted, noise, region, ratio),
+            "mask": losses.mask_loss(out.mask.float(), batch["mask"]),
+        }
+        loss = losses.total_loss(terms["noise"], terms["defect"], terms["mask"], self.loss.mask_weight)
+        if variance.numel():
+            terms["variance"] = losses.variance_bound_loss(predicted, variance, noise, t, self.scheduler.alphas_cumprod)
+            loss = loss + terms["variance"]
+        return terms | {"loss": loss}
+
+
+class Reconstruction(nn.Module):
+    """The autoencoder's stage in the same form: a batch in, named losses out."""
+
+    def __init__(self, vae: AutoencoderTiny, latent_noise: float):
+        super().__init__()
+        self.vae = vae
+        self.latent_noise = latent_noise
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        return {"loss": autoencoder.reconstruction_loss(self.vae, batch["x"], self.latent_noise, batch["noise"])}
+
+
+def fit(
+    accelerator: Accelerator,
+    module: nn.Module,
+    batch_at: Callable[[int], dict],
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    ema_decay: float,
+    max_grad_norm: float,
+    checkpoint_every: int,
+    label: str,
+    every: int = 0,
+    watch: Callable[[int, dict], None] = lambda step, log: None,
+) -> nn.Module:
+    """Train `module` from its newest checkpoint in `folder` to `steps`; it is left with its EMA weights.
+
+    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`.
+    `watch(step, log)` is called every `every` steps and at the end, with EMA weights in place.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    ema = EMAModel(parameters, decay=ema_decay)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+
+    start = 0
+    if (checkpoint := load_newest_checkpoint(folder)) is not None:
+        tensors, metadata = checkpoint
+        start = metadata["step"]
+        module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
+        ema.shadow_params = [tensors[f"ema.{n}"].to(accelerator.device) for n in names]
+        ema.optimization_step = start
+        prefix = "optimizer."
+        load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+    def save(step: int) -> None:
+        if accelerator.is_main_process:
+            tensors = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
+            tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
+            tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
+            save_checkpoint(folder, step, tensors, {})
+
+    main = accelerator.is_main_process
+    bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
+    tick, done = time.perf_counter(), start
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
+        batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
+        with accelerator.autocast(), attention_kernel(accelerator):
+            terms = wrapped(batch)
+            accelerator.backward(terms["loss"])
+        accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        bar.update()
+
+        last = step + 1 == steps
+        if (step + 1) % LOG_EVERY == 0 or last:
+            values = {k: float(accelerator.reduce(v.detach(), "mean")) for k, v in terms.items()}
+            if not math.isfinite(values["loss"]):
+                raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
+            now = time.perf_counter()
+            rate = (step + 1 - done) * len(batch["x"]) * accelerator.num_processes / (now - tick)
+            tick, done = now, step + 1
+            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
+            log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
+            if every and ((step + 1) % every == 0 or last):
+                ema.store(parameters)
+                ema.copy_to(parameters)
+                watch(step + 1, log)
+                ema.restore(parameters)
+            if main:
+                with (folder.parent / "log.jsonl").open("a") as file:
+                    file.write(json.dumps(log) + "\n")
+        if (step + 1) % checkpoint_every == 0 or last:
+            save(step + 1)
+            accelerator.wait_for_everyone()
+    bar.close()
+    ema.copy_to(parameters)
+    return module
+
+
+def attention_kernel(accelerator: Accelerator):
+    """On a CPU, attention as plain matrix products: there the fused kernel's backward pass takes several times longer
+    at the few tokens of the small presets."""
+    return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the full learning rate at a step: linear up, then a half cosine down to zero at the end."""
+    warmup_steps = min(warmup_steps, steps // 10)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
+    """Autoencoder (unless pretrained), latent cache, transformer; `out` is then a pipeline to generate with.
+
+    data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
+    `InputError` for unusable data and for an `out` that was begun with other settings.
+    """
+    accelerator = Accelerator(
+        mixed_precision=precision(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
+    )
+    samples = read_samples(preset, data)
+    claim(out, preset, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    torch.manual_seed(preset.training.seed)
+    pictures = Pictures.load(samples, preset.image_size)
+    watched = Pictures.load(read_folder(val), preset.image_size) if val else None
+
+    vae = get_autoencoder(preset, pictures, watched, accelerator, out)
+    vae = vae.to(accelerator.device).eval().requires_grad_(False)
+    with accelerator.autocast(), accelerator.main_process_first():  # one process fills the cache, the others read it
+        seed = preset.training.seed
+        latents = cached_latents(vae, pictures, preset.training.variants, seed, out / "cache")
+        watched = cached_latents(vae, watched, 1, seed, out / "cache") if watched else None
+
+    torch.manual_seed(preset.training.seed)
+    pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})
+    trained_on = {product: [d for p, d in pairs if p == product] for product in sorted(set(pictures.products))}
+    pipe = build_pipeline(preset, vae, trained_on)
+    pipe.to(accelerator.device)
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, preset).to(accelerator.device)
+    if preset.training.compile:
+        denoiser.transformer.compile()
+
+    def watch(step: int, log: dict) -> None:
+        pipe.encoder.forget()
+        if watched is not None:
+            log["val"] = validate(denoiser, watched, preset, accelerator)
+        if accelerator.is_main_process:
+            save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
+
+    settings = preset.training
+    fit(
+        accelerator,
+        denoiser,
+        lambda step: draw_batch(latents, preset, step, accelerator),
+        out / "checkpoints",
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        ema_decay=settings.ema_decay,
+        max_grad_norm=settings.max_grad_norm,
+        checkpoint_every=settings.checkpoint_every,
+        label="transformer",
+        every=settings.sample_every,
+        watch=watch,
+    )
+    if accelerator.is_main_process:
+        export(pipe, out)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def read_samples(preset: Preset, data: list[Path]) -> list:
+    """The samples of `data` to train on. Raises `InputError` where they are fewer than a batch."""
+    samples = read_folder(*data)
+    if preset.training.half_split:
+        samples, _ = split(samples, preset.training.seed)
+    if len(samples) * preset.training.variants < preset.training.batch_size:
+        raise InputError(
+            f"{len(samples)} pictures in {', '.join(map(str, data))} are fewer than the batch of "
+            f"{preset.training.batch_size}: add pictures or lower training.batch_size"
+        )
+    return samples
+
+
+def claim(out: Path, preset: Preset, write: bool) -> None:
+    """Make `out` this configuration's folder; raises `InputError` if it is another's, naming what differs."""
+    file = out / "config.json"
+    settings = json.loads(json.dumps(preset.to_dict()))
+    if file.is_file():
+        there = json.loads(file.read_text())
+        changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
+        if changes:
+            raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is no training run: choose another --out")
+    elif write:
+        write_atomically(file, lambda path: path.write_text(json.dumps(settings, indent=2)))
+
+
+def _differences(a: dict, b: dict, where: str = ""):
+    for key in sorted(a.keys() | b.keys()):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            yield from _differences(x, y, f"{where}{key}.")
+        elif x != y:
+            yield f"{where}{key}", x, y
+
+
+def precision() -> str:
+    """bf16 where the device computes in it, fp16 on older GPUs, else full precision."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def _stream(seed: int, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
+    rng = np.random.default_rng([seed, *numbers])
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def _slice(accelerator: Accelerator, batch: dict) -> dict:
+    """This process's share of a batch that all processes drew alike."""
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    return {k: v[mine] for k, v in batch.items()}
+
+
+def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None, accelerator: Accelerator, out: Path):
+    """The pretrained autoencoder, the one already trained in `out`, or a new one trained now on pictures and masks."""
+    settings = preset.autoencoder
+    if settings.pretrained is not None:
+        return load_autoencoder(settings.pretrained)
+    if (out / "autoencoder" / "config.json").is_file():
+        return AutoencoderTiny.from_pretrained(out / "autoencoder", dtype=torch.float32)
+    vae = autoencoder.build_autoencoder(settings).to(memory_format=torch.channels_last)
+    size = (settings.latent_channels, preset.latent_size, preset.latent_size)
+
+    def batch_at(step: int) -> dict:
+        rng, generator = _stream(preset.training.seed, 1, step)
+        index = pictures.draw(settings.batch_size, rng)
+        images, masks = pictures.augmented(index, rng)
+        # For every eight pictures a mask, of a defect image where the draw has one: masks are learned at once.
+        order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
+        x = torch.cat([images, to_picture(masks[order])])
+        noise = torch.randn(len(x), *size, generator=generator)
+        return _slice(accelerator, {"x": x.contiguous(memory_format=torch.channels_last), "noise": noise})
+
+    def watch(step: int, log: dict) -> None:
+        shown = watched or pictures
+        index = np.linspace(0, len(shown) - 1, min(64, len(shown))).astype(int)
+        log |= autoencoder.fidelity(vae, *(v.to(accelerator.device) for v in shown.tensors(index)))
+
+    fit(
+        accelerator,
+        Reconstruction(vae, settings.latent_noise),
+        batch_at,
+        out / "autoencoder-checkpoints",
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=0.0,
+        warmup_steps=100,
+        ema_decay=0.999,
+        max_grad_norm=1.0,
+        checkpoint_every=preset.training.checkpoint_every,
+        label="autoencoder",
+        every=max(1, settings.steps // 10),
+        watch=watch,
+    )
+    vae.register_to_config(scaling_factor=1 / _latent_deviation(vae, pictures))
+    if accelerator.is_main_process:
+        vae.save_pretrained(out / "autoencoder.part")
+        (out / "autoencoder.part").rename(out / "autoencoder")
+    accelerator.wait_for_everyone()
+    return vae
+
+
+@torch.no_grad()
+def _latent_deviation(vae, pictures: Pictures) -> float:
+    """Root mean square of the latents, by which they are scaled to unit variance for the diffusion."""
+    index = np.linspace(0, len(pictures) - 1, min(256, len(pictures))).astype(int)
+    images, _ = pictures.tensors(index)
+    latents = [autoencoder.encode(vae, batch.to(vae.device)) for batch in images.split(32)]
+    return float(torch.cat(latents).square().mean().sqrt())
+
+
+def load_autoencoder(name: str):
+    """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`."""
+    if (SHIPPED / name / "vae").is_dir():
+        return AutoencoderTiny.from_pretrained(SHIPPED / name / "vae", dtype=torch.float32)
+    for kind in (AutoencoderKL, AutoencoderTiny):
+        config = kind.load_config(name)
+        if config.get("_class_name", "AutoencoderKL") == kind.__name__:
+            return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+    raise InputError(f"autoencoder '{name}' is a {config['_class_name']}, not an AutoencoderKL or AutoencoderTiny")
+
+
+def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> DefectDiffuPipeline:
+    """A pipeline whose transformer (and small text encoder) are new, or begin from the preset's pretrained weights."""
+    model = {k: v for k, v in vars(preset.model).items() if k != "pretrained"}
+    if preset.text.pretrained is None:
+        defects = {d for defects in trained_on.values() for d in defects}
+        names = [*trained_on, *defects, GOOD, preset.model.null_product]
+        sizes = {k: v for k, v in vars(preset.text).items() if k != "pretrained"}
+        tokenizer, text_encoder = build_text_encoder(names, **sizes)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(preset.text.pretrained)
+        text_encoder = CLIPTextModel.from_pretrained(preset.text.pretrained, dtype=torch.float32)
+    transformer = DefectDiffuTransformer(
+        sample_size=preset.latent_size,
+        in_channels=vae.config.latent_channels,
+        text_dim=text_encoder.config.hidden_size,
+        trained_on=trained_on,
+        **model,
+    )
+    if preset.model.pretrained is not None:
+        load_dit(transformer, preset.model.pretrained)
+    scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS)
+    pipe = DefectDiffuPipeline(transformer, vae, text_encoder, tokenizer, scheduler, **vars(preset.sampling))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Accelerator) -> dict:
+    """What step `step` trains on: latents, noise, steps t, mask latents and regions, and Algorithm 1's conditions."""
+    settings = preset.training
+    rng, generator = _stream(settings.seed, 2, step)
+    picture, version = latents.draw(settings.batch_size, rng)
+    null = preset.model.null_product
+    names = [
+        drop_conditions(latents.products[i], latents.defects[i], null, settings.p1, settings.p2, rng) for i in picture
+    ]
+    x = latents.image[picture, version].float()
+    batch = {
+        "x": x,
+        "noise": torch.randn(x.shape, generator=generator),
+        "t": torch.randint(TRAIN_STEPS, (len(x),), generator=generator),
+        "mask": latents.mask[picture, version].float(),
+        "region": latents.region[picture, version].float(),
+        "products": [p for p, _ in names],
+        "defects": [d for _, d in names],
+    }
+    return _slice(accelerator, batch)
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
+    """Mean loss terms over every watched picture, its conditions kept, always with the same noise and steps."""
+    _, generator = _stream(preset.training.seed, 3)
+    total: dict[str, float] = {}
+    n, size = len(latents.image), preset.training.batch_size
+    noise = torch.randn(latents.image[:, 0].shape, generator=generator)
+    t = torch.randint(TRAIN_STEPS, (n,), generator=generator)
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        batch = {
+            "x": latents.image[rows, 0].float(),
+            "noise": noise[rows],
+            "t": t[rows],
+            "mask": latents.mask[rows, 0].float(),
+            "region": latents.region[rows, 0].float(),
+        }
+        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+        batch |= {"products": latents.products[rows], "defects": latents.defects[rows]}
+        for key, value in denoiser(batch).items():
+            total[key] = total.get(key, 0.0) + float(value) * len(batch["x"]) / n
+    return total
+
+
+def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Path, columns: int = 12) -> None:
+    """One picture over its mask for up to `columns` pairs spread over all there are, seeds 0, 1, 2, ..."""
+    shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(columns, len(pairs))).astype(int)]
+    tiles = []
+    for seed, (product, defect) in enumerate(shown):
+        out = pipe(product=product, defect=defect, seeds=[seed])
+        tiles.append(np.concatenate([np.asarray(out.images[0]), np.asarray(out.masks[0].convert("RGB"))]))
+    write_atomically(path, lambda p: Image.fromarray(np.concatenate(tiles, 1)).save(p, "png"))
+
+
+def export(pipe: DefectDiffuPipeline, out: Path) -> None:
+    """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index comes last."""
+    pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="14MB")
+        for item in sorted(Path(folder).iterdir(), key=lambda p: p.is_file()):
+            if (out / item.name).is_dir():
+                shutil.rmtree(out / item.name)
+            item.replace(out / item.name)

@@ -1,0 +1,198 @@
+"""What every figure of the book is made with: enlarging, overlays, grids, and the slider, with and without a kernel."""
+
+import base64
+import html
+import io
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+from defectdiffu.errors import InputError
+
+# Okabe and Ito's palette, told apart under every common colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MASK_COLOUR = (0, 190, 255)  # a blue that none of the products has, neither brown nor grey nor red
+
+
+def use_style() -> None:
+    """Set matplotlib's look for all figures. White behind everything: it stays readable on a dark page."""
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "figure.dpi": 120,
+            "savefig.facecolor": "white",
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "image.interpolation": "nearest",
+            "legend.frameon": False,
+        }
+    )
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})  # a third of a PNG's size
+
+
+def enlarge(image: Image.Image, side: int = 192) -> Image.Image:
+    """Return the image a whole number of times larger, so that its longer side is about `side` pixels.
+
+    Colour by bicubic interpolation; masks (mode "L" or "1") by repeating pixels, so that they keep their two values.
+    """
+    times = max(1, round(side / max(image.size)))
+    how = Image.Resampling.NEAREST if image.mode in ("L", "1") else Image.Resampling.BICUBIC
+    return image.resize((image.width * times, image.height * times), how)
+
+
+def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the RGB image with the mask on it: a thin outline just inside its border, a light fill, nothing outside.
+
+    image (H, W) in any mode; mask (H, W), every value but 0 is marked. Raises `InputError` if their sizes differ.
+    """
+    if image.size != mask.size:
+        raise InputError(f"the image has {image.size} pixels and the mask {mask.size}")
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)  # (H, W, 3)
+    marked = np.asarray(mask.convert("L")) > 0  # (H, W)
+    outline = marked & ~binary_erosion(marked, iterations=max(1, round(max(image.size) / 128)), border_value=1)
+    opacity = np.where(outline, 1.0, np.where(marked, 0.2, 0.0))[..., None]
+    return Image.fromarray((pixels * (1 - opacity) + np.array(MASK_COLOUR) * opacity).round().astype(np.uint8))
+
+
+def mosaic(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Return one RGB image of rows of equally large images, `gap` white pixels between them."""
+    width, height = rows[0][0].size
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            canvas.paste(image, (j * (width + gap), i * (height + gap)))
+    return canvas
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    inches: float = 1.1,
+) -> Figure:
+    """Return a figure of rows of images, labels to the left and above; `inches` is the side of one image."""
+    columns = max(len(row) for row in rows)
+    margin = 0.075 * max((len(label) for label in row_labels), default=0)  # room for the longest label
+    size = (margin + columns * inches, len(rows) * inches)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, line in zip(rows, axes, strict=True):
+        for image, axis in zip(row, line, strict=False):
+            axis.imshow(enlarge(image), cmap="gray", vmin=0, vmax=255)
+    for label, axis in zip(row_labels, axes[:, 0], strict=False):
+        axis.set_ylabel(label, rotation=0, ha="right", va="center")
+    for label, axis in zip(column_labels, axes[0], strict=False):
+        axis.set_title(label)
+    plt.close(figure)  # shown once, as the value of the cell
+    return figure
+
+
+def sheet(outputs: Mapping[str, object], column_labels: Sequence[str] = ()) -> Figure:
+    """Return a figure with two rows for each output of the pipeline: its images, and below them with their masks.
+
+    outputs: label -> output, for example {"hazelnut, crack": pipe(product="hazelnut", defect="crack")}.
+    """
+    rows, labels = [], []
+    for label, out in outputs.items():
+        images = [enlarge(image) for image in out.images]
+        masks = [enlarge(mask) for mask in out.masks]
+        rows += [images, [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]]
+        labels += [label, "with mask"]
+    return grid(rows, labels, column_labels)
+
+
+def to_webp(image: Image.Image) -> bytes:
+    """Return the image as the bytes of a WebP file, about a tenth of its PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82, method=6)
+    return buffer.getvalue()
+
+
+# Everything hangs on the figure that the range input stands in: no ids, so any number of sliders share a page.
+MOVE = (
+    "const f = this.closest('figure'), frames = f.querySelectorAll('img'), text = frames[this.value].dataset.text;"
+    "frames.forEach((frame, i) => frame.style.display = i == this.value ? 'block' : 'none');"
+    "f.querySelector('output').value = text; this.setAttribute('aria-valuetext', text);"
+)
+
+
+def static_slider(
+    frames: Sequence[Image.Image], values: Sequence[float], label: str = "w_d", alt: str = "", start: int = 0
+) -> HTML:
+    """Return a slider over frames that are part of the page: it needs no kernel, no server and no network.
+
+    frames, values: one value per frame; label: what the values are; alt: what the frames show, for those who cannot
+    see them; start: index of the frame to begin with. Moved by mouse, touch or arrow keys.
+    Raises `InputError` if there are no frames or not one value for each.
+    """
+    if not frames or len(frames) != len(values):
+        raise InputError(
+            f"{len(frames)} frames and {len(values)} values: give at least one frame, and a value for each"
+        )
+    texts = [html.escape(f"{label} = {value:g}") for value in values]
+    images = "".join(
+        f'<img src="data:image/webp;base64,{base64.b64encode(to_webp(frame)).decode()}" data-text="{text}" '
+        f'alt="{html.escape(alt)} {text}" width="{frame.width}" height="{frame.height}" '
+        f'style="display:{"block" if i == start else "none"};max-width:100%;height:auto;margin:0">'
+        for i, (frame, text) in enumerate(zip(frames, texts, strict=True))
+    )
+    return HTML(
+        f'<figure style="margin:1em 0;max-width:{frames[0].width}px">{images}'
+        f'<label style="display:flex;gap:1em;align-items:center;margin-top:0.5em">'
+        f'<input type="range" min="0" max="{len(frames) - 1}" step="1" value="{start}" autocomplete="off" '
+        f'aria-label="{html.escape(label)}" aria-valuetext="{texts[start]}" oninput="{MOVE}" style="flex:1;height:2em">'
+        f'<output style="min-width:7em;font-variant-numeric:tabular-nums">{texts[start]}</output></label></figure>'
+    )
+
+
+def live_slider(pipe, product: str | None = None, defect: str | None = None) -> ipywidgets.Widget:
+    """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the pair they give.
+
+    A setting that was seen before is shown again at once; the line below says how long the last new frame took.
+    """
+    config = pipe.config
+    controls = {
+        "product": ipywidgets.Dropdown(options=pipe.products, value=product or pipe.products[0]),
+        "defect": ipywidgets.Dropdown(options=["good", *pipe.defects], value=defect or pipe.defects[0]),
+        "w_d": ipywidgets.FloatSlider(config.w_d, min=0, max=4, step=0.25, continuous_update=False),
+        "w_p": ipywidgets.FloatSlider(config.w_p, min=0, max=4, step=0.25, continuous_update=False),
+        "seed": ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1),
+        "num_inference_steps": ipywidgets.IntSlider(
+            config.num_inference_steps, min=1, max=100, continuous_update=False
+        ),
+    }
+    for name, control in controls.items():
+        control.description = "steps" if name == "num_inference_steps" else name
+    picture, status = ipywidgets.Image(format="webp"), ipywidgets.Label()
+
+    @cache
+    def draw(seed: int, **settings) -> bytes:
+        begin = time.perf_counter()
+        out = pipe(seeds=[seed], **settings)
+        status.value = f"a frame takes {time.perf_counter() - begin:.1f} s"
+        image, mask = enlarge(out.images[0], 256), enlarge(out.masks[0], 256)
+        return to_webp(mosaic([[image, overlay(image, mask)]]))
+
+    def redraw(_change=None) -> None:
+        picture.value = draw(**{name: control.value for name, control in controls.items()})
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.HBox([ipywidgets.VBox([*controls.values(), status]), picture])

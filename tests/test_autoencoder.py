@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from defectdiffu import autoencoder
+from defectdiffu.config import AutoencoderConfig
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return autoencoder.build_autoencoder(AutoencoderConfig(**{"channels": 8} | changes)).eval()
+
+
+@pytest.mark.parametrize(("downsample", "channels"), [(2, 4), (4, 4), (8, 3)])
+@torch.no_grad()
+def test_sides_and_channels(downsample, channels):
+    vae = small(downsample=downsample, latent_channels=channels)
+    latents = autoencoder.encode(vae, torch.zeros(2, 3, 32, 32))
+    assert latents.shape == (2, channels, 32 // downsample, 32 // downsample)
+    pictures = autoencoder.decode(vae, 100 * torch.randn(latents.shape))
+    assert pictures.shape == (2, 3, 32, 32)
+    assert pictures.abs().max() <= 1
+
+
+@torch.no_grad()
+def test_the_scaling_factor_scales_latents_and_is_taken_back():
+    vae, pictures = small(), torch.rand(2, 3, 32, 32) * 2 - 1
+    latents, decoded = autoencoder.encode(vae, pictures), autoencoder.decode(vae, autoencoder.encode(vae, pictures))
+    vae.register_to_config(scaling_factor=4.0)
+    torch.testing.assert_close(autoencoder.encode(vae, pictures), 4 * latents)
+    torch.testing.assert_close(autoencoder.decode(vae, 4 * latents), decoded)
+
+
+def test_difference_by_hand():
+    """One pixel of 3 x 3 off by 0.9 in one channel of one picture: 27 values, 18 neighbours each way."""
+    a = torch.zeros(1, 3, 3, 3)
+    b = a.clone()
+    b[0, 0, 1, 1] = 0.9
+    assert float(autoencoder.difference(a, b)) == pytest.approx(0.9 / 27 + 2 * (2 * 0.9 / 18))
+    assert autoencoder.difference(a, a) == 0
+    assert float(autoencoder.difference(a, a + 0.5)) == pytest.approx(0.5)  # a shift of light has no edges
+
+
+def test_it_learns_to_reconstruct():
+    vae = small().train()
+    pictures = torch.rand(4, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3) * 2 - 1
+    optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
+    noise = torch.randn(4, 4, 8, 8)
+    losses = []
+    for _ in range(60):
+        loss = autoencoder.reconstruction_loss(vae, pictures, 0.1, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+class Shift(torch.nn.Module):
+    """Stands for an autoencoder that makes everything lighter by a constant."""
+
+    config = type("Config", (), {"scaling_factor": 1.0})
+
+    def __init__(self, by: float):
+        super().__init__()
+        self.by = by
+
+    def encode(self, pictures):
+        return type("Encoded", (), {"latents": pictures})
+
+    def decode(self, latents):
+        return type("Decoded", (), {"sample": latents + self.by})
+
+
+def test_fidelity_by_hand():
+    pictures = torch.zeros(2, 3, 4, 4)
+    masks = torch.zeros(2, 4, 4)
+    masks[0, :2] = 1
+    exact = autoencoder.fidelity(Shift(0.0), pictures + 0.1, masks)
+    assert exact["mask_iou"] == 1
+    off = autoencoder.fidelity(Shift(0.2), pictures, masks)
+    assert off["psnr_db"] == pytest.approx(20)  # an error of a tenth of full scale
+    assert off["mask_iou"] == 1
+    lost = autoencoder.fidelity(Shift(1.5), pictures, masks)
+    assert lost["mask_iou"] == pytest.approx(8 / 32)  # everything is called defect

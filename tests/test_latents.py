@@ -1,0 +1,143 @@
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_preset
+
+from defectdiffu import InputError, autoencoder
+from defectdiffu.data.folder import read_folder
+from defectdiffu.latents import Latents, Pictures, augment, cached_latents
+from defectdiffu.masks import to_picture
+from defectdiffu.prompts import GOOD
+
+
+@pytest.fixture
+def pictures(data):
+    return Pictures.load(read_folder(data), 32)
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    vae = autoencoder.build_autoencoder(tiny_preset().autoencoder).eval()
+    vae.register_to_config(scaling_factor=20.0)
+    return vae
+
+
+def test_pictures_of_a_folder(pictures):
+    assert len(pictures) == 20
+    images, masks = pictures.tensors(range(20))
+    assert images.shape == (20, 3, 32, 32)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert set(masks.unique().tolist()) == {0, 1}
+    for i, defect in enumerate(pictures.defects):
+        assert bool(masks[i].any()) == (defect != GOOD)
+        assert (images[i][:, masks[i] > 0] > 0.9).all()  # defects are painted bright
+
+
+def test_a_broken_picture_is_named(data, tmp_path):
+    samples = read_folder(shutil.copytree(data, tmp_path / "data"))
+    samples[3].image.write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=re.escape(str(samples[3].image))):
+        Pictures.load(samples, 32)
+
+
+@pytest.mark.parametrize("product", ["tile", "hazelnut", "metal_nut", "unknown"])
+def test_the_mask_moves_with_the_picture(product):
+    """A bright square on grey: wherever it goes, its mask goes with it."""
+    mask = torch.zeros(32, 32)
+    mask[5:14, 18:28] = 1
+    image = to_picture(mask[None])[0] * 0.8
+    rng = np.random.default_rng(0)
+    places = set()
+    for _ in range(40):
+        moved, moved_mask = augment(image, mask, product, rng)
+        assert set(moved_mask.unique().tolist()) <= {0, 1}
+        bright = moved.mean(0) > 0
+        union = (bright | (moved_mask > 0)).sum()
+        assert (bright & (moved_mask > 0)).sum() / union > 0.8
+        assert 0.6 < moved_mask.mean() / mask.mean() < 1.6
+        rows, columns = moved_mask.nonzero().float().mean(0).tolist()
+        places.add((rows > 15.5, columns > 15.5))
+    turns = {"tile": 4, "hazelnut": 4, "metal_nut": 4, "unknown": 1}
+    assert len(places) == turns[product]
+
+
+def test_the_light_changes_the_picture_and_not_the_mask(pictures):
+    images, masks = pictures.augmented([pictures.defects.index(GOOD)] * 20, np.random.default_rng(0))
+    assert images.mean(dim=(1, 2, 3)).std() > 0.01
+    assert masks.max() == 0
+
+
+def test_version_0_is_the_picture_itself(pictures, vae, tmp_path):
+    latents = cached_latents(vae, pictures, 3, seed=0, folder=tmp_path)
+    images, masks = pictures.tensors(range(20))
+    with torch.no_grad():
+        expected = autoencoder.encode(vae, images), autoencoder.encode(vae, to_picture(masks))
+    assert latents.image.shape == latents.mask.shape == (20, 3, 4, 8, 8)
+    assert latents.region.shape == (20, 3, 8, 8)
+    for found, value in zip((latents.image, latents.mask), expected, strict=True):
+        torch.testing.assert_close(found[:, 0].float(), value, atol=2e-3, rtol=2e-3)
+        assert not torch.allclose(found[:, 1].float(), value, atol=0.01)
+    for i, defect in enumerate(pictures.defects):
+        assert bool(latents.region[i].flatten(1).any(1).all()) == (defect != GOOD)
+    cells = masks.unflatten(2, (8, 4)).unflatten(1, (8, 4)).amax(dim=(2, 4))
+    assert torch.equal(latents.region[:, 0].float(), cells)
+
+
+def test_the_second_call_reads_what_the_first_wrote(pictures, vae, tmp_path, monkeypatch):
+    first = cached_latents(vae, pictures, 2, seed=0, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    monkeypatch.setattr(autoencoder, "encode", lambda *_: pytest.fail("encoded again"))
+    again = cached_latents(vae, pictures, 2, seed=0, folder=tmp_path)
+    assert file.stat().st_mtime_ns == written
+    for name in ("image", "mask", "region"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert (again.products, again.defects) == (pictures.products, pictures.defects)
+
+
+@pytest.mark.parametrize("changed", ["weights", "image", "mask", "name", "variants", "seed"])
+def test_other_contents_have_another_file(pictures, vae, tmp_path, changed):
+    cached_latents(vae, pictures, 2, seed=0, folder=tmp_path)
+    settings = {"variants": 2, "seed": 0}
+    if changed in settings:
+        settings[changed] += 1
+    elif changed == "weights":
+        next(iter(vae.parameters())).data[0] += 1e-3
+    elif changed == "name":
+        pictures.products[0] = "wood"
+    else:
+        getattr(pictures, f"{changed}s")[-1, 0, 0] = 3
+    cached_latents(vae, pictures, **settings, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_versions_depend_on_the_seed_and_the_picture_alone(pictures, vae, tmp_path):
+    some = Pictures(pictures.images[:5], pictures.masks[:5], pictures.products[:5], pictures.defects[:5])
+    all_, few = (cached_latents(vae, p, 3, 0, tmp_path) for p in (pictures, some))
+    torch.testing.assert_close(few.image, all_.image[:5], atol=2e-3, rtol=2e-3)
+    other = cached_latents(vae, some, 3, 1, tmp_path)
+    assert not torch.allclose(other.image[:, 1:], few.image[:, 1:], atol=0.01)
+
+
+def test_draws_are_half_defects_however_few():
+    defects = [GOOD] * 95 + ["crack"] * 5
+    empty = torch.zeros(100, 4, 1, 1, 1)
+    latents = Latents(empty, empty, empty[:, :, 0], ["tile"] * 100, defects)
+    picture, version = latents.draw(20_000, np.random.default_rng(0))
+    assert abs((picture >= 95).mean() - 0.5) < 4 * 0.5 / np.sqrt(20_000)
+    counts = np.bincount(picture, minlength=100)
+    assert (counts > 0).all()
+    assert counts[95:].min() > 0.8 * 2000
+    assert np.bincount(version).min() > 0.9 * 5000
+
+
+@pytest.mark.parametrize("defect", [GOOD, "crack"])
+def test_draws_of_one_kind_alone(defect):
+    empty = torch.zeros(3, 1, 1, 1, 1)
+    picture, _ = Latents(empty, empty, empty[:, :, 0], ["tile"] * 3, [defect] * 3).draw(50, np.random.default_rng(0))
+    assert set(picture) == {0, 1, 2}

@@ -1,0 +1,273 @@
+import hashlib
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import DEFECTS, in_another_process, random_pipeline
+from safetensors.torch import load_file, save_file
+
+from defectdiffu import DefectDiffuPipeline, InputError
+
+
+def pixels(out) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in out.images]).astype(int)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to the last bit of a sum, which may round a pixel to its neighbour."""
+    return np.abs(a - b).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    random_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+def test_what_a_call_returns(pipe):
+    out = pipe(product="tile", defect="crack", num_images=3)
+    assert [(i.mode, i.size) for i in out.images] == [("RGB", (32, 32))] * 3
+    assert [(m.mode, m.size) for m in out.masks] == [("L", (32, 32))] * 3
+    assert {int(v) for m in out.masks for v in np.unique(np.asarray(m))} <= {0, 255}
+    assert out.mask_probs.shape == (3, 32, 32)
+    assert out.mask_probs.dtype == np.float32
+    assert out.mask_probs.min() >= 0
+    assert out.mask_probs.max() <= 1
+    assert not close(pixels(out)[0], pixels(out)[1])
+
+
+def test_every_argument_matters(pipe):
+    given = {"product": "tile", "defect": "crack", "w_d": 3.0, "w_p": 1.0, "num_inference_steps": 2}
+    before = pipe(**given).mask_probs, pixels(pipe(**given))
+    changes = {"product": "hazelnut", "defect": "hole", "w_d": 9.0, "w_p": 9.0, "num_inference_steps": 4}
+    for key, value in changes.items():
+        assert np.abs(pixels(pipe(**given | {key: value})) - before[1]).max() > 0, key
+    assert np.abs(pixels(pipe(**given, guidance="defect_only")) - before[1]).max() > 0
+    assert np.abs(pipe(**given | {"defect": "hole"}).mask_probs - before[0]).max() > 0
+
+
+def test_settings_of_the_pipeline_are_the_defaults_of_a_call():
+    pipe = random_pipeline(sampling={"guidance": "product_aware", "w_p": 2.0, "w_d": 3.0, "num_inference_steps": 3})
+    said = pipe("tile", "crack", guidance="product_aware", w_p=2.0, w_d=3.0, num_inference_steps=3)
+    assert (pixels(pipe("tile", "crack")) == pixels(said)).all()
+    assert pipe.products == ["hazelnut", "tile"]
+    assert pipe.defects == list(DEFECTS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Image i depends on seed i alone
+
+
+@pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_an_image_does_not_depend_on_its_batch(pipe, scheduler):
+    """DDPM draws new noise in every step, which must come from the image's own seed as well."""
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    given = {"product": "tile", "defect": "crack", "num_images": 3, "num_inference_steps": 3}
+    together = pixels(pipe(**given, seeds=[7, 8, 9]))
+    assert close(pixels(pipe(**given, seeds=[7, 8, 9], batch_size=1)), together)
+    assert close(pixels(pipe(**given, seeds=[7, 8, 9], batch_size=2)), together)
+    assert close(pixels(pipe(**given, seeds=[9, 7, 8])), together[[2, 0, 1]])
+    assert not close(together[0], together[1])
+
+
+def test_seeds_are_counted_from_zero(pipe):
+    given = {"product": "tile", "defect": "crack", "num_images": 2}
+    assert (pixels(pipe(**given)) == pixels(pipe(**given, seeds=[0, 1]))).all()
+
+
+def test_w_d_goes_image_by_image(pipe):
+    given = {"product": "tile", "defect": "crack"}
+    w_d = [0.0, 1.0, 4.0]
+    swept = pipe(**given, w_d=w_d, num_images=3, seeds=[5, 5, 5])
+    for i, w in enumerate(w_d):
+        alone = pipe(**given, w_d=w, seeds=[5])
+        assert close(pixels(alone)[0], pixels(swept)[i])
+        np.testing.assert_allclose(alone.mask_probs[0], swept.mask_probs[i], atol=1e-4)
+    assert not close(pixels(swept)[0], pixels(swept)[2])
+
+
+def test_every_frame_of_a_sweep_starts_from_the_same_noise(pipe):
+    """What each branch predicts in the first step, before guidance acts, is the same for every w_d."""
+    seen = []
+    pipe(
+        product="tile",
+        defect="crack",
+        w_d=[0.0, 1.0, 4.0],
+        num_images=3,
+        seeds=[5, 5, 5],
+        callback=lambda step, t, latents, branches: seen.append((step, int(t), latents.clone(), branches)),
+    )
+    assert [step for step, *_ in seen] == [0, 1]
+    assert seen[0][1] > seen[1][1]
+    assert seen[0][2].shape == (3, 4, 8, 8)
+    for row in (1, 2):
+        for noise in seen[0][3].noise.values():
+            torch.testing.assert_close(noise[row], noise[0])
+        assert not torch.allclose(seen[0][2][row], seen[0][2][0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+    ],
+)
+def test_any_scheduler_works(pipe, name):
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    seen, latents = [], []
+    pipe.transformer.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(float(args[0].std())))
+    given = {"product": "tile", "defect": "crack", "num_images": 2, "num_inference_steps": 4}
+    out = pipe(**given, callback=lambda step, t, x, branches: latents.append(x))
+    assert len(latents) == 4
+    assert seen[0] == pytest.approx(1, abs=0.15)  # the transformer starts from unit noise, whatever the scheduler's
+    assert all(x.isfinite().all() for x in latents)
+    assert np.isfinite(out.mask_probs).all()
+    assert pixels(out).std() > 0
+    assert (pixels(pipe(**given)) == pixels(out)).all()  # nothing is left over from the call before
+
+
+class Constant:
+    """A decoder that paints all of a latent's mean: masks can be followed by hand."""
+
+    dtype = torch.float32
+    config = type("Config", (), {"scaling_factor": 1.0})
+
+    def decode(self, latents):
+        value = latents.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)
+        return type("Decoded", (), {"sample": value.expand(-1, 3, 32, 32)})
+
+
+def test_the_mask_is_averaged_over_the_last_tenth_of_the_steps(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "vae", Constant())
+    said = []
+    out = pipe(
+        product="tile",
+        defect="crack",
+        w_d=1.0,
+        num_inference_steps=20,
+        callback=lambda step, t, x, branches: said.append(float(branches.mask["d0"].mean())),
+    )
+    expected = np.mean([np.clip((value + 1) / 2, 0, 1) for value in said[-2:]])
+    np.testing.assert_allclose(out.mask_probs, expected, atol=1e-5)
+
+
+def test_half_precision(pipe):
+    full = pixels(pipe(product="tile", defect="crack", num_images=2))
+    pipe.to(torch.bfloat16)
+    half = pixels(pipe(product="tile", defect="crack", num_images=2))
+    assert np.abs(full - half).mean() < 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saved and loaded
+
+
+def digest(pipe) -> str:
+    """Of everything a pipeline makes."""
+    out = pipe(product="tile", defect="crack", num_images=2, seeds=[3, 4])
+    arrays = [*map(np.asarray, out.images), *map(np.asarray, out.masks), out.mask_probs]
+    return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
+
+
+def write_digest(folder, file) -> None:
+    file.write_text(digest(DefectDiffuPipeline.from_pretrained(folder)))
+
+
+def test_another_process_makes_the_same_bytes(saved, tmp_path):
+    assert in_another_process(write_digest, saved, tmp_path / "digest") == 0
+    assert (tmp_path / "digest").read_text() == digest(random_pipeline())
+
+
+def test_what_was_trained_on_travels_with_the_weights(saved):
+    pipe = DefectDiffuPipeline.from_pretrained(saved)
+    assert pipe.pairs == {"hazelnut": list(DEFECTS), "tile": list(DEFECTS)}
+    assert pipe.config.num_inference_steps == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"product": "tiles"}, "unknown product 'tiles': did you mean tile"),
+        ({"product": "xyz"}, "unknown product 'xyz': choose from hazelnut, tile, industry"),
+        ({"defect": "crak"}, "unknown defect 'crak': did you mean crack"),
+        ({"guidance": "doublefree"}, "unknown guidance 'doublefree': did you mean double_free"),
+        ({"num_images": 3, "seeds": [1, 2]}, "2 seeds for 3 images"),
+        ({"num_images": 3, "w_d": [1.0, 2.0]}, "2 w_d for 3 images"),
+        ({"num_images": 0}, "must be at least 1"),
+        ({"num_inference_steps": -1}, "must be at least 1"),
+        ({"batch_size": 0}, "must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(pipe, changes, message):
+    with pytest.raises(InputError, match=message):
+        pipe(**{"product": "tile", "defect": "crack"} | changes)
+
+
+def test_unknown_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match="no weights 'nothing'"):
+        DefectDiffuPipeline.from_pretrained("nothing")
+    with pytest.raises(InputError, match="no readable model_index"):
+        DefectDiffuPipeline.from_pretrained(tmp_path)
+
+
+def weights(folder):
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    return file
+
+
+@pytest.mark.parametrize(("change", "message"), [("missing", r"lacks 1 tensor.*final\.bias"), ("extra", "unknown 1")])
+def test_missing_and_extra_tensors_are_named(copy, change, message):
+    file = weights(copy)
+    tensors = load_file(file)
+    if change == "missing":
+        del tensors["final.bias"]
+    else:
+        tensors["surplus"] = torch.zeros(1)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(InputError, match=message):
+        DefectDiffuPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_pickle_is_refused(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    file.unlink()
+    torch.save({}, copy / part / "diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.bin is a pickle"):
+        DefectDiffuPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_truncated_weights_are_named(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{part}.*damaged or cut short"):
+        DefectDiffuPipeline.from_pretrained(copy)
+
+
+def test_a_damaged_index_is_named(copy):
+    (copy / "model_index.json").write_text(json.dumps({"transformer": 1})[:-3])
+    with pytest.raises(InputError, match="no readable model_index"):
+        DefectDiffuPipeline.from_pretrained(copy)

@@ -1,0 +1,359 @@
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import resolve_name
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import in_another_process, random_pipeline, tiny_preset, write_folder
+from PIL import Image
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import defectdiffu
+from defectdiffu import DefectDiffuPipeline, InputError, checkpoints, training
+from defectdiffu.checkpoints import load_newest_checkpoint
+from defectdiffu.training import Denoiser, fit, schedule, train
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+@pytest.mark.parametrize("attention_over", ["positions", "tokens"])
+def test_one_batch_is_learned_by_heart(attention_over):
+    pipe = random_pipeline(model={"width": 64, "attention_over": attention_over})
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, tiny_preset())
+    torch.manual_seed(0)
+    x, noise, mask = torch.randn(3, 2, 4, 8, 8)
+    region = torch.zeros(2, 8, 8)
+    region[0, 2:4, 2:6] = 1
+    batch = {"x": x, "noise": noise, "t": torch.tensor([900, 300]), "mask": mask.sign(), "region": region}
+    batch |= {"products": ["tile", "hazelnut"], "defects": ["crack", "good"]}
+    optimizer = torch.optim.AdamW(denoiser.parameters(), 5e-3)
+    losses = []
+    for _ in range(150):
+        terms = denoiser(batch)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(float(terms["loss"].detach()))
+    assert losses[-1] < losses[0] / 10
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, batch):
+        return {"loss": (self.linear(batch["x"]) - batch["y"]).square().mean() * batch["scale"]}
+
+
+def toy_batch(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(8, 3, generator=generator)
+    return {"x": x, "y": x.sum(1, keepdim=True), "scale": 1.0}
+
+
+def fit_toy(folder: Path, batch_at=toy_batch, **changes) -> Toy:
+    settings = {"steps": 30, "learning_rate": 0.1, "weight_decay": 0.0, "warmup_steps": 3, "ema_decay": 0.9}
+    settings |= {"max_grad_norm": 1.0, "checkpoint_every": 10, "label": "toy"}
+    accelerator = Accelerator(mixed_precision=training.precision())
+    return fit(accelerator, Toy(), batch_at, folder / "checkpoints", **settings | changes)
+
+
+@pytest.fixture
+def after_each_step():
+    """(learning rate, parameters) after every step of any optimiser."""
+    seen = []
+
+    def record(optimizer, *_):
+        (group,) = optimizer.param_groups
+        seen.append((group["lr"], [p.detach().clone() for p in group["params"]]))
+
+    handle = register_optimizer_step_post_hook(record)
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_the_moving_average_is_its_closed_form(tmp_path, after_each_step, decay):
+    """diffusers' rule: update k decays by min(decay, (1 + s) / (10 + s)) with s = k - 1, the first by nothing."""
+    module = fit_toy(tmp_path, ema_decay=decay)
+    steps = [parameters for _, parameters in after_each_step]
+    decays = [0.0] + [min(decay, (1 + s) / (10 + s)) for s in range(1, 30)]
+    for i, parameter in enumerate(module.parameters()):
+        expected = sum((1 - decays[k]) * np.prod(decays[k + 1 :]) * steps[k][i].double() for k in range(30))
+        torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(parameter, steps[-1][i], atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    rates = [schedule(step, 1000, 100) for step in range(1000)]
+    assert rates[:100] == pytest.approx([(i + 1) / 100 for i in range(100)])
+    assert rates[100] == 1
+    assert rates[550] == pytest.approx(0.5)
+    assert all(a > b for a, b in pairwise(rates[100:]))
+    assert 0 < rates[-1] < 1e-4
+    assert schedule(1000, 1000, 100) == 0
+    assert max(schedule(step, 20, 500) for step in range(20)) == 1  # a short run is not all warm-up
+
+
+def test_the_loop_follows_the_schedule(tmp_path, after_each_step):
+    fit_toy(tmp_path)
+    assert [rate for rate, _ in after_each_step] == pytest.approx([0.1 * schedule(s, 30, 3) for s in range(30)])
+
+
+def test_a_finished_loop_does_nothing_more(tmp_path, after_each_step):
+    first = fit_toy(tmp_path)
+    again = fit_toy(tmp_path)
+    assert len(after_each_step) == 30
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_watched_with_averaged_weights_that_are_put_back(tmp_path, after_each_step):
+    seen = []
+    watched = fit_toy(tmp_path / "watched", steps=100, every=50, watch=lambda step, log: seen.append(step))
+    plain = fit_toy(tmp_path / "plain", steps=100)
+    assert seen == [50, 100]
+    for (_, a), (_, b) in zip(after_each_step[:100], after_each_step[100:], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert torch.equal(watched.linear.weight, plain.linear.weight)
+
+
+def test_a_loss_that_is_no_number_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"toy: the loss is .* at step 30; lower learning_rate"):
+        fit_toy(tmp_path, batch_at=lambda step: toy_batch(step) | {"scale": float("inf")})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A whole run
+
+
+def contents(run: Path) -> dict[str, str]:
+    """Every file with weights in a run and its digest; hidden ones are temporary."""
+    files = {str(file.relative_to(run)): file for file in run.rglob("*.safetensors")}
+    return {name: sha256(f.read_bytes()).hexdigest() for name, f in files.items() if not name.startswith(".")}
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def train_tiny(data: Path, run: Path) -> None:
+    train(tiny_preset(), [data], run)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A run that was never killed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train_tiny(data, run)
+    return run
+
+
+def test_a_run_is_a_pipeline_to_generate_with(finished):
+    pipe = DefectDiffuPipeline.from_pretrained(finished)
+    assert pipe.pairs == {"hazelnut": ["crack", "hole"], "tile": ["crack", "hole"]}
+    assert pipe(product="tile", defect="hole").images[0].size == (32, 32)
+    assert {entry["stage"] for entry in log(finished)} == {"autoencoder", "transformer"}
+    assert log(finished)[-1]["step"] == 12
+    assert not list(finished.rglob("*.part"))
+    (grid,) = (finished / "samples").iterdir()
+    assert Image.open(grid).size == (4 * 32, 2 * 32)
+
+
+def test_latents_are_scaled_to_unit_deviation(finished):
+    (file,) = (finished / "cache").iterdir()
+    tensors, _ = checkpoints.load_tensors(file)
+    assert float(tensors["image"][:, 0].float().square().mean().sqrt()) == pytest.approx(1, abs=0.01)
+
+
+def test_watched_pictures_are_not_trained_on(finished, data, tmp_path):
+    """Pictures that are only watched leave the weights as they would be, and their losses in the log."""
+    train(tiny_preset(), [data], tmp_path / "run", val=write_folder(tmp_path / "val", good=1, defective=1))
+    last = log(tmp_path / "run")[-1]
+    assert set(last["val"]) >= {"noise", "defect", "mask"}
+    newest = [load_newest_checkpoint(run / "checkpoints")[0] for run in (finished, tmp_path / "run")]
+    assert newest[0].keys() == newest[1].keys()
+    assert all(torch.equal(v, newest[1][k]) for k, v in newest[0].items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed and resumed
+
+
+def kill_at_call(function: str, count: int) -> None:
+    """Let this process be killed, as by a power cut, when `function` is called for the `count`-th time."""
+    place, _, name = function.rpartition(".")
+    owner, calls = resolve_name(place), 0
+    original = getattr(owner, name)
+
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
+def killed_in_a_checkpoint(data: Path, run: Path) -> None:
+    """Half of the file is written."""
+
+    def half(tensors, path, metadata):
+        original(tensors, path, metadata)
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    original, checkpoints.save_file = checkpoints.save_file, half
+    train_tiny(data, run)
+
+
+def killed(data: Path, run: Path, function: str, count: int) -> None:
+    kill_at_call(function, count)
+    train_tiny(data, run)
+
+
+def out_of_disk(data: Path, run: Path, largest: int) -> None:
+    """No file may grow beyond `largest` bytes; a clear message, not a traceback of the writer's."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    with pytest.raises(InputError, match=r"could not write .*free some space and run the same command again"):
+        train_tiny(data, run)
+
+
+def test_a_killed_run_ends_in_the_same_weights(finished, data, tmp_path):
+    """The same call again and again, killed each time at a later point, then left alone."""
+    run = tmp_path / "run"
+
+    def dies(function: str, count: int) -> None:
+        assert in_another_process(killed, data, run, function, count) == -signal.SIGKILL
+        assert not (run / "model_index.json").exists()
+
+    dies("torch.optim.AdamW.step", 7)  # the autoencoder's, after its checkpoint of step 4
+    assert load_newest_checkpoint(run / "autoencoder-checkpoints")[1]["step"] == 4
+    assert in_another_process(killed_in_a_checkpoint, data, run) == -signal.SIGKILL
+    assert load_newest_checkpoint(run / "autoencoder-checkpoints")[1]["step"] == 4
+    dies("os.fsync", 1)  # written, not renamed
+    assert load_newest_checkpoint(run / "autoencoder-checkpoints")[1]["step"] == 4
+    dies("diffusers.AutoencoderTiny.save_pretrained", 1)  # trained, not saved
+    dies("defectdiffu.latents.save_tensors", 1)  # saved, the cache not written
+    dies("torch.optim.AdamW.step", 3)  # the transformer's, before any checkpoint
+    dies("torch.optim.AdamW.step", 10)
+    assert load_newest_checkpoint(run / "checkpoints")[1]["step"] == 8
+    largest = next((finished / "checkpoints").iterdir()).stat().st_size // 2
+    assert in_another_process(out_of_disk, data, run, largest) == 0
+    assert load_newest_checkpoint(run / "checkpoints")[1]["step"] == 8
+    dies("defectdiffu.DefectDiffuPipeline.save_pretrained", 1)
+    dies("pathlib.Path.replace", 5)  # half of the pipeline is in place
+    assert in_another_process(train_tiny, data, run) == 0
+    assert contents(run) == contents(finished)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_the_same_call_on_a_finished_run_changes_nothing(finished, data):
+    before = contents(finished)
+    assert in_another_process(train_tiny, data, finished) == 0
+    assert contents(finished) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+# In full precision: what is compared is the sharing of a batch, not the rounding of half precision.
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from defectdiffu import PRESETS, training
+from defectdiffu.config import load_preset
+
+training.precision = lambda: "no"
+preset, data, run = sys.argv[1:]
+training.train(load_preset(preset), [Path(data)], Path(run))
+"""
+
+
+def test_two_processes_take_the_steps_of_one(data, tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    preset = tiny_preset(autoencoder={"batch_size": 8})
+    (tmp_path / "preset.json").write_text(json.dumps(preset.to_dict()))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    two = f"--num_processes 2 --num_machines 1 --main_process_ip 127.0.0.1 --main_process_port {port}"
+    two = f"-m accelerate.commands.launch --cpu --mixed_precision no --dynamo_backend no {two}"
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(defectdiffu.__file__).parents[1]),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    for run, launcher in (("one", []), ("two", two.split())):
+        arguments = ["train.py", "preset.json", str(data), run]
+        done = subprocess.run(
+            [sys.executable, *launcher, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (log(tmp_path / run) for run in ("one", "two"))
+    assert [(e["stage"], e["step"]) for e in one] == [(e["stage"], e["step"]) for e in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    weights = [load_newest_checkpoint(tmp_path / run / "checkpoints")[0] for run in ("one", "two")]
+    for key, value in weights[0].items():
+        if key.startswith("model."):
+            torch.testing.assert_close(value, weights[1][key], atol=2e-3, rtol=0, msg=key)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: the folder is empty"):
+        train(tiny_preset(), [tmp_path / "empty"], tmp_path / "run")
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+        train(tiny_preset(), [tmp_path / "nowhere"], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_pictures_are_counted(data, tmp_path):
+    with pytest.raises(InputError, match=r"20 pictures in .* are fewer than the batch of 64: .*batch_size"):
+        train(tiny_preset(training={"batch_size": 64}), [data], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_with_other_settings_is_left_alone(finished, data):
+    before = contents(finished)
+    with pytest.raises(InputError, match=r"other settings \(training\.steps: 12 there, 13 asked\).*another --out"):
+        train(tiny_preset(training={"steps": 13}), [data], finished)
+    assert contents(finished) == before
+
+
+def test_what_is_no_run_is_left_alone(data, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("folder", "file"):
+        with pytest.raises(InputError, match=f"{name} exists and is no training run"):
+            train(tiny_preset(), [data], tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["thesis.txt"]
+
+
+def test_an_empty_out_is_taken(data, tmp_path):
+    training.claim(tmp_path, tiny_preset(), True)
+    training.claim(tmp_path, tiny_preset(), True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
