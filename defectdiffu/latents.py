@@ -6,7 +6,8 @@ autoencoder's weights and the settings.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,10 +116,13 @@ def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> n
 
 
 @torch.no_grad()
-def cached_latents(vae, pictures: Pictures, variants: int, seed: int, folder: Path) -> Latents:
+def cached_latents(
+    vae, pictures: Pictures, variants: int, seed: int, folder: Path, autocast: Callable = nullcontext
+) -> Latents:
     """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
 
-    Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone.
+    Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone. autocast: a context
+    in which the autoencoder runs, such as accelerate's.
     """
     key = _key(vae, pictures, variants, seed)
     path = folder / f"latents-{key}.safetensors"
@@ -130,8 +134,9 @@ def cached_latents(vae, pictures: Pictures, variants: int, seed: int, folder: Pa
             index = range(start, min(start + per_batch, len(pictures)))
             versions = [_versions(pictures, i, variants, seed) for i in index]
             images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
-            image = autoencoder.encode(vae, images.to(device, dtype))
-            mask = autoencoder.encode(vae, to_picture(masks).to(device, dtype))
+            with autocast():
+                image = autoencoder.encode(vae, images.to(device, dtype))
+                mask = autoencoder.encode(vae, to_picture(masks).to(device, dtype))
             region = resize_mask(masks, image.shape[-2:])
             for name, value in (("image", image.half()), ("mask", mask.half()), ("region", region.to(torch.uint8))):
                 parts[name].append(value.cpu().unflatten(0, (len(index), variants)))

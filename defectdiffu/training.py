@@ -218,10 +218,11 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
     vae = get_autoencoder(preset, pictures, watched, accelerator, out)
     vae = vae.to(accelerator.device).eval().requires_grad_(False)
-    with accelerator.autocast(), accelerator.main_process_first():  # one process fills the cache, the others read it
+    with accelerator.main_process_first():  # one process fills the cache, the others read it
         seed = preset.training.seed
-        latents = cached_latents(vae, pictures, preset.training.variants, seed, out / "cache")
-        watched = cached_latents(vae, watched, 1, seed, out / "cache") if watched else None
+        cache = {"seed": seed, "folder": out / "cache", "autocast": accelerator.autocast}
+        latents = cached_latents(vae, pictures, preset.training.variants, **cache)
+        watched = cached_latents(vae, watched, 1, **cache) if watched else None
 
     torch.manual_seed(preset.training.seed)
     pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})

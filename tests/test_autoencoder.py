@@ -35,9 +35,11 @@ def test_difference_by_hand():
     a = torch.zeros(1, 3, 3, 3)
     b = a.clone()
     b[0, 0, 1, 1] = 0.9
-    assert float(autoencoder.difference(a, b)) == pytest.approx(0.9 / 27 + 2 * (2 * 0.9 / 18))
+    squares = autoencoder.SQUARE_WEIGHT * 0.9**2 / 27
+    assert float(autoencoder.difference(a, b)) == pytest.approx(0.9 / 27 + squares + 2 * (2 * 0.9 / 18))
     assert autoencoder.difference(a, a) == 0
-    assert float(autoencoder.difference(a, a + 0.5)) == pytest.approx(0.5)  # a shift of light has no edges
+    flat = autoencoder.difference(a, a + 0.5)  # a shift of light has no edges
+    assert float(flat) == pytest.approx(0.5 + autoencoder.SQUARE_WEIGHT * 0.25)
 
 
 def test_it_learns_to_reconstruct():

@@ -277,26 +277,29 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from defectdiffu import PRESETS, training
+from accelerate import PartialState
+
+from defectdiffu import training
 from defectdiffu.config import load_preset
 
 training.precision = lambda: "no"
 preset, data, run = sys.argv[1:]
 training.train(load_preset(preset), [Path(data)], Path(run))
+print("processes:", PartialState().num_processes)
 """
 
 
 def test_two_processes_take_the_steps_of_one(data, tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
-    preset = tiny_preset(autoencoder={"batch_size": 8})
+    preset = tiny_preset(autoencoder={"batch_size": 14})  # and two masks: equal shares
     (tmp_path / "preset.json").write_text(json.dumps(preset.to_dict()))
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    two = f"--num_processes 2 --num_machines 1 --main_process_ip 127.0.0.1 --main_process_port {port}"
-    two = f"-m accelerate.commands.launch --cpu --mixed_precision no --dynamo_backend no {two}"
+    two = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
     environment = os.environ | {
         "PYTHONPATH": str(Path(defectdiffu.__file__).parents[1]),
+        "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
@@ -306,6 +309,7 @@ def test_two_processes_take_the_steps_of_one(data, tmp_path):
             [sys.executable, *launcher, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert f"processes: {2 if launcher else 1}" in done.stdout
     one, two = (log(tmp_path / run) for run in ("one", "two"))
     assert [(e["stage"], e["step"]) for e in one] == [(e["stage"], e["step"]) for e in two]
     for a, b in zip(one, two, strict=True):

@@ -1,0 +1,125 @@
+"""The command line as a user meets it: what it prints, what it writes, its exit codes."""
+
+import json
+import sys
+
+import pytest
+from conftest import tiny_preset, write_folder
+from PIL import Image
+
+from defectdiffu import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["defectdiffu", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Trained by the command itself: a run's folder is what `generate` takes."""
+    folder = tmp_path_factory.mktemp("cli")
+    preset = tiny_preset(training={"steps": 4}, autoencoder={"steps": 4})
+    (folder / "preset.json").write_text(json.dumps(preset.to_dict()))
+    data = write_folder(folder / "data")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        arguments = ["--preset", folder / "preset.json", "--data", data, "--out", folder / "run"]
+        patch.setattr(sys, "argv", ["defectdiffu", "train", *map(str, arguments)])
+        cli.main()
+    assert not stop.value.code
+    return folder
+
+
+def test_a_run_generates_good_images_that_pass_the_check(run, weights, tmp_path):
+    code, out, _ = run("generate", "--weights", weights / "run", "--product", "tile", "--num", 2, "--out", tmp_path)
+    assert code == 0
+    assert "2 of 2 pairs" in out
+    assert len(list((tmp_path / "tile" / "test" / "good").glob("*.png"))) == 2
+    code, out, err = run("data", "check", tmp_path)
+    assert (code, out) == (0, "")
+    assert "0 problem(s)" in err
+
+
+def test_the_same_training_command_resumes(run, weights):
+    arguments = ["train", "--preset", weights / "preset.json", "--data", weights / "data"]
+    before = (weights / "run" / "checkpoints" / "00000004.safetensors").stat().st_mtime_ns
+    code, out, _ = run(*arguments, "--out", weights / "run")
+    assert code == 0
+    assert out.strip() == str(weights / "run")
+    assert (weights / "run" / "checkpoints" / "00000004.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(run, weights, tmp_path):
+    arguments = ["train", "--preset", weights / "preset.json", "--data", weights / "data", "--out", tmp_path / "run"]
+    code, out, _ = run(*arguments, "--steps", 3, "--dry-run")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["counts"] == {p: {"crack": 3, "good": 4, "hole": 3} for p in ("hazelnut", "tile")}
+    assert plan["parameters"]["transformer"] > 0
+    assert plan["memory_gb"] >= 0
+    assert plan["minutes"] >= 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--product", "tile", "--defect", "crak"], "unknown defect 'crak': did you mean crack?"),
+        (
+            ["generate", "--product", "hazlenut", "--defect", "crack"],
+            "unknown product 'hazlenut': did you mean hazelnut?",
+        ),
+        (
+            ["generate", "--product", "tile", "--guidance", "double"],
+            "unknown guidance 'double': did you mean double_free?",
+        ),
+        (["train", "--preset", "tinny", "--data", "DATA"], "unknown preset 'tinny': did you mean tiny?"),
+        (["train", "--preset", "tiny", "--data", "NOWHERE"], "NOWHERE"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, weights, tmp_path, arguments, message):
+    given = ["--weights", weights / "run"] if arguments[0] == "generate" else []
+    arguments = [weights / "data" if a == "DATA" else a for a in arguments]
+    code, out, err = run(*arguments, *given, "--out", tmp_path / "out")
+    line = err.strip().splitlines()[-1]
+    assert code == 2
+    assert out == ""
+    assert line.startswith("defectdiffu: ")
+    assert message in line
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_check_lists_every_problem_and_exits_with_1(run, tmp_path):
+    folder = write_folder(tmp_path / "data", good=1, defective=2)
+    (folder / "tile" / "ground_truth" / "crack" / "000_mask.png").unlink()
+    Image.new("L", (32, 32)).save(folder / "tile" / "ground_truth" / "hole" / "001_mask.png")
+    code, out, err = run("data", "check", folder)
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    assert "000.png" in out
+    assert "001_mask.png" in out
+    assert "2 problem(s)" in err
+
+
+def test_rendering_writes_a_set_that_passes_the_check(run, tmp_path):
+    arguments = ["--products", "pill,tile", "--defects", "crack", "--per-pair", 1, "--size", 32]
+    code, out, _ = run("data", "render", tmp_path / "set", *arguments)
+    assert code == 0
+    assert out.strip() == str(tmp_path / "set")
+    assert run("data", "check", tmp_path / "set")[0] == 0
+
+
+def test_the_benchmark_writes_its_json(run, weights, tmp_path):
+    file = tmp_path / "speed.json"
+    code, out, _ = run("benchmark", "--preset", weights / "preset.json", "--repeats", 1, "--json", file)
+    assert code == 0
+    assert json.loads(out) == json.loads(file.read_text())
+    assert json.loads(out)["training_samples_per_second"] > 0

@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defectdiffu import InputError
+from defectdiffu.data.folder import read_folder
+from defectdiffu.data.validate import check_folder
+from defectdiffu.generation import generate_folder
+from defectdiffu.pipeline import DefectDiffuOutput
+
+
+@pytest.fixture
+def drawing(pipe, monkeypatch):
+    """A pipeline that draws instead of sampling: image s is grey s, and odd seeds have no mask."""
+    calls = []
+
+    def call(self, product, defect, *, num_images, seeds, **settings):
+        calls.append({"seeds": seeds, **settings})
+        masks = [np.full((32, 32), 0 if s % 2 else 255, np.uint8) * (np.arange(32) < 8) for s in seeds]
+        images = [Image.new("RGB", (32, 32), (s, s, s)) for s in seeds]
+        return DefectDiffuOutput(images, [Image.fromarray(m.astype(np.uint8)) for m in masks], np.stack(masks) / 255)
+
+    monkeypatch.setattr(type(pipe), "__call__", call)
+    return pipe, calls
+
+
+def test_pairs_are_in_the_layout_that_others_read(drawing, tmp_path):
+    pipe, _ = drawing
+    generate_folder(pipe, tmp_path, "hazelnut", "crack", num=3, seed=10)
+    assert not check_folder(tmp_path)
+    samples = read_folder(tmp_path)
+    assert [(s.product, s.defect, s.image.name) for s in samples] == [
+        ("hazelnut", "crack", f"{i:03d}.png") for i in range(3)
+    ]
+    # Odd seeds have no mask, so the pairs are of the even ones, in order.
+    assert [np.asarray(Image.open(s.image))[0, 0, 0] for s in samples] == [10, 12, 14]
+    (record,) = json.loads((tmp_path / "generation.json").read_text())
+    assert record["seeds"] == [10, 12, 14]
+    assert record["seeds_without_mask"] == [11, 13]
+    assert record["trained_pair"] is True
+    assert {"w_d", "w_p", "num_inference_steps", "guidance", "versions", "weights"} <= record.keys()
+
+
+def test_good_images_need_no_mask(drawing, tmp_path):
+    pipe, _ = drawing
+    record = generate_folder(pipe, tmp_path, "tile", "good", num=3)
+    assert record["seeds"] == [0, 1, 2]
+    assert not (tmp_path / "tile" / "ground_truth").exists()
+    assert not check_folder(tmp_path)
+
+
+def test_a_second_pair_is_added_and_the_same_one_refused(drawing, tmp_path):
+    pipe, _ = drawing
+    generate_folder(pipe, tmp_path, "tile", "crack", num=1)
+    generate_folder(pipe, tmp_path, "tile", "hole", num=1)
+    assert len(json.loads((tmp_path / "generation.json").read_text())) == 2
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"tile/test/hole exists: choose another --out"):
+        generate_folder(pipe, tmp_path, "tile", "hole", num=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_asked_for_reaches_the_pipeline_and_the_record(drawing, tmp_path):
+    pipe, calls = drawing
+    record = generate_folder(pipe, tmp_path, "tile", "crack", num=1, w_d=2.5, w_p=1.5, steps=7, guidance="defect_only")
+    assert calls[0] == {"seeds": [0], "w_d": 2.5, "w_p": 1.5, "num_inference_steps": 7, "guidance": "defect_only"}
+    assert [record[k] for k in ("w_d", "w_p", "num_inference_steps", "guidance")] == [2.5, 1.5, 7, "defect_only"]
+
+
+def test_nothing_is_written_where_no_image_has_a_mask(pipe, monkeypatch, tmp_path):
+    def call(self, product, defect, *, num_images, seeds, **settings):
+        blank = np.zeros((num_images, 32, 32), np.uint8)
+        return DefectDiffuOutput([Image.new("RGB", (32, 32))] * num_images, [Image.fromarray(b) for b in blank], blank)
+
+    monkeypatch.setattr(type(pipe), "__call__", call)
+    with pytest.raises(InputError, match=r"none of 8 images of tile with crack has a mask.*nothing was written"):
+        generate_folder(pipe, tmp_path / "out", "tile", "crack", num=2)
+    assert not (tmp_path / "out").exists()
