@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,17 +21,27 @@ def write_atomically(path: Path, write) -> None:
 
     Raises `InputError` when the disk is full or cannot be written; what was at `path` before is then still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.part"):
+            left_by_a_killed_run.unlink()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What cannot be written in this block, for a full disk say, becomes an `InputError` that names `path`."""
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except (OSError, SafetensorError) as error:
         raise InputError(f"could not write {path}: {error}; free some space and run the same command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:

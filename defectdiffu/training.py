@@ -32,6 +32,7 @@ from defectdiffu.checkpoints import (
     optimizer_tensors,
     save_checkpoint,
     write_atomically,
+    writing,
 )
 from defectdiffu.config import Preset
 from defectdiffu.data.folder import read_folder, split
@@ -145,6 +146,11 @@ def fit(
             save_checkpoint(folder, step, tensors, {})
 
     main = accelerator.is_main_process
+    log_file = folder.parent / "log.jsonl"
+    if main and log_file.is_file():  # what was logged after the checkpoint will be logged again
+        lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+        kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
+        write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
     bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
     tick, done = time.perf_counter(), start
     for step in range(start, steps):
@@ -161,7 +167,8 @@ def fit(
         bar.update()
 
         last = step + 1 == steps
-        if (step + 1) % LOG_EVERY == 0 or last:
+        watched = every and ((step + 1) % every == 0 or last)
+        if (step + 1) % LOG_EVERY == 0 or last or watched:
             values = {k: float(accelerator.reduce(v.detach(), "mean")) for k, v in terms.items()}
             if not math.isfinite(values["loss"]):
                 raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
@@ -170,13 +177,13 @@ def fit(
             tick, done = now, step + 1
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
             log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
-            if every and ((step + 1) % every == 0 or last):
+            if watched:
                 ema.store(parameters)
                 ema.copy_to(parameters)
                 watch(step + 1, log)
                 ema.restore(parameters)
             if main:
-                with (folder.parent / "log.jsonl").open("a") as file:
+                with log_file.open("a") as file:
                     file.write(json.dumps(log) + "\n")
         if (step + 1) % checkpoint_every == 0 or last:
             save(step + 1)
@@ -210,8 +217,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
         mixed_precision=precision(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
     )
     samples = read_samples(preset, data)
-    claim(out, preset, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        claim(out, preset)
     torch.manual_seed(preset.training.seed)
     pictures = Pictures.load(samples, preset.image_size)
     watched = Pictures.load(read_folder(val), preset.image_size) if val else None
@@ -276,7 +283,7 @@ def read_samples(preset: Preset, data: list[Path]) -> list:
     return samples
 
 
-def claim(out: Path, preset: Preset, write: bool) -> None:
+def claim(out: Path, preset: Preset) -> None:
     """Make `out` this configuration's folder; raises `InputError` if it is another's, naming what differs."""
     file = out / "config.json"
     settings = json.loads(json.dumps(preset.to_dict()))
@@ -287,7 +294,7 @@ def claim(out: Path, preset: Preset, write: bool) -> None:
             raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is no training run: choose another --out")
-    elif write:
+    else:
         write_atomically(file, lambda path: path.write_text(json.dumps(settings, indent=2)))
 
 
@@ -335,6 +342,7 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         # For every eight pictures a mask, of a defect image where the draw has one: masks are learned at once.
         order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
         x = torch.cat([images, to_picture(masks[order])])
+        x = x[: len(x) - len(x) % accelerator.num_processes]  # equal shares, so that the mean of means is the mean
         noise = torch.randn(len(x), *size, generator=generator)
         return _slice(accelerator, {"x": x.contiguous(memory_format=torch.channels_last), "noise": noise})
 
@@ -359,10 +367,12 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         every=max(1, settings.steps // 10),
         watch=watch,
     )
+    vae.to(memory_format=torch.contiguous_format)  # as it will be when read back: results are the same to the bit
     vae.register_to_config(scaling_factor=1 / _latent_deviation(vae, pictures))
     if accelerator.is_main_process:
-        vae.save_pretrained(out / "autoencoder.part")
-        (out / "autoencoder.part").rename(out / "autoencoder")
+        with writing(out / "autoencoder"):
+            vae.save_pretrained(out / "autoencoder.part")
+            (out / "autoencoder.part").rename(out / "autoencoder")
     accelerator.wait_for_everyone()
     return vae
 
@@ -472,7 +482,9 @@ def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Pat
 def export(pipe: DefectDiffuPipeline, out: Path) -> None:
     """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index comes last."""
     pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+    for left_by_a_killed_run in out.glob(".export-*"):
+        shutil.rmtree(left_by_a_killed_run)
+    with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="14MB")
         for item in sorted(Path(folder).iterdir(), key=lambda p: p.is_file()):
             if (out / item.name).is_dir():

@@ -3,7 +3,7 @@ import resource
 
 import pytest
 import torch
-from conftest import in_another_process
+from helpers import in_another_process
 from safetensors import SafetensorError
 
 from defectdiffu import InputError, checkpoints

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import tiny_preset, write_folder
+from helpers import tiny_preset, write_folder
 from PIL import Image
 
 from defectdiffu import cli

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_pipeline
+from helpers import random_pipeline
 
 from defectdiffu import InputError
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, drop_conditions, evaluate_branches, guide

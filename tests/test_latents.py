@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_preset
+from helpers import tiny_preset
 
 from defectdiffu import InputError, autoencoder
 from defectdiffu.data.folder import read_folder

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_pipeline, tiny_preset
+from helpers import random_pipeline, tiny_preset
 from torch.distributions import Normal, kl_divergence
 
 from defectdiffu import losses

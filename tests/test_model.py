@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import random_prompts, stir
+from helpers import random_prompts, stir
 
 from defectdiffu import PRESETS, DefectDiffuTransformer, InputError, PromptEmbedding
 from defectdiffu.prompts import Conditions

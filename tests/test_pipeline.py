@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import DEFECTS, in_another_process, random_pipeline
+from helpers import DEFECTS, in_another_process, random_pipeline
 from safetensors.torch import load_file, save_file
 
 from defectdiffu import DefectDiffuPipeline, InputError

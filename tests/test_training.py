@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import in_another_process, random_pipeline, tiny_preset, write_folder
+from helpers import in_another_process, random_pipeline, tiny_preset, write_folder
 from PIL import Image
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -358,6 +358,6 @@ def test_what_is_no_run_is_left_alone(data, tmp_path):
 
 
 def test_an_empty_out_is_taken(data, tmp_path):
-    training.claim(tmp_path, tiny_preset(), True)
-    training.claim(tmp_path, tiny_preset(), True)
+    training.claim(tmp_path, tiny_preset())
+    training.claim(tmp_path, tiny_preset())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
