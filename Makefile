@@ -1,5 +1,6 @@
-# make book   generate a few pairs, execute every notebook, render the book
-# make test   everything a change must pass
+# make book     generate a few pairs, execute every notebook, render the book
+# make test     everything a change must pass
+# make figures  draw the committed figures again, after a change of the renderer
 # Both set up all they need in .venv; nothing else is touched. Generated files go to _build/.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 TESTED := _build/test/_build/html
 export PYDEVD_DISABLE_FILE_VALIDATION := 1# no debugger warnings from the notebooks' kernels
 
-.PHONY: book test clean
+.PHONY: book test figures clean
 .DELETE_ON_ERROR:
 
 # The environment is made only when it is missing, and filled only when what it should hold has changed.
@@ -60,6 +61,10 @@ test: $(READY) $(MATHJAX)
 	  echo "these pages load something from a server"; exit 1; \
 	fi
 	@echo "all checks passed"
+
+figures: $(READY)
+	$(BIN)/python -c 'from defectdiffu.data.procedural import contact_sheet; \
+	  contact_sheet().save("book/figures/contact_sheet.webp", quality=80, method=6)'
 
 clean:
 	rm -rf _build .venv $(dir $(MATHJAX))

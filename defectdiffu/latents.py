@@ -8,7 +8,7 @@ autoencoder's weights and the settings.
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,16 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device) -> "Pictures":
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """n numbers of pictures, good and defective ones alike often."""
         return draw_balanced(self.defects, n, rng)
 
     def tensors(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, as they are."""
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, device=self.images.device)
         return self.images[index].permute(0, 3, 1, 2) / 127.5 - 1, (self.masks[index] > 0).float()
 
     def augmented(self, index: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -84,8 +87,8 @@ def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator)
     if allowed.quarter_turns:
         both = both.rot90(int(turn * 4), (-2, -1))
     scale = 1 + zoom * allowed.zoom
-    move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]], dtype=torch.float32)
-    grid = F.affine_grid(move, (1, 4, *image.shape[-2:]), align_corners=False)
+    move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]])
+    grid = F.affine_grid(move.to(both), (1, 4, *image.shape[-2:]), align_corners=False)
     both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
     image = ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1)
     return image, (both[3] > -0.2).float()
@@ -101,6 +104,9 @@ class Latents:
     region: Tensor
     products: list[str]
     defects: list[str]
+
+    def to(self, device) -> "Latents":
+        return replace(self, **{k: getattr(self, k).to(device) for k in ("image", "mask", "region")})
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """n (picture, version) numbers, good and defective ones alike often."""

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from skimage.filters import threshold_isodata
 from torch import Tensor
 
-MIN_CONTRAST = 0.25  # foreground and background of a mask must differ by this much of full scale
+MIN_CONTRAST = 0.1  # foreground and background of a mask must differ by this much of full scale,
+MIN_SEPARATION = 3.0  # and by this many times the deviation within them; the two halves of plain noise differ by 2.6
 
 
 def averaged_steps(num_inference_steps: int) -> int:
@@ -20,13 +21,16 @@ def binarise(probability: np.ndarray) -> np.ndarray:
     """Binary mask uint8 (H, W), 0 or 255, of a map (H, W) in [0, 1], by the iterative (isodata) threshold.
 
     The threshold lies halfway between the mean of what is above it and the mean of what is below. It splits *any*
-    map in two, noise as well; so a map whose two halves differ by less than `MIN_CONTRAST` is called empty.
+    map in two, noise as well; so where the two are not clearly apart the mask is empty.
     """
+    empty = np.zeros(probability.shape, np.uint8)
     if probability.max() - probability.min() < MIN_CONTRAST:
-        return np.zeros(probability.shape, np.uint8)
+        return empty
     foreground = probability > threshold_isodata(probability)
-    if probability[foreground].mean() - probability[~foreground].mean() < MIN_CONTRAST:
-        foreground[:] = False
+    above, below = probability[foreground], probability[~foreground]
+    spread = np.sqrt((above.size * above.var() + below.size * below.var()) / probability.size)
+    if above.mean() - below.mean() < max(MIN_CONTRAST, MIN_SEPARATION * spread):
+        return empty
     return foreground.astype(np.uint8) * 255
 
 

@@ -125,7 +125,7 @@ def fit(
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    ema = EMAModel(parameters, decay=ema_decay)
+    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
 
     start = 0
@@ -229,7 +229,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
         seed = preset.training.seed
         cache = {"seed": seed, "folder": out / "cache", "autocast": accelerator.autocast}
         latents = cached_latents(vae, pictures, preset.training.variants, **cache)
-        watched = cached_latents(vae, watched, 1, **cache) if watched else None
+        latents = latents.to(accelerator.device)
+        watched = cached_latents(vae, watched, 1, **cache).to(accelerator.device) if watched else None
 
     torch.manual_seed(preset.training.seed)
     pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})
@@ -314,9 +315,10 @@ def precision() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def _stream(seed: int, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
-    rng = np.random.default_rng([seed, *numbers])
-    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+def _stream(device: torch.device, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Random numbers that depend on `numbers` alone, for numpy and for tensors on `device`."""
+    rng = np.random.default_rng(numbers)
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
 
 def _slice(accelerator: Accelerator, batch: dict) -> dict:
@@ -332,18 +334,20 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         return load_autoencoder(settings.pretrained)
     if (out / "autoencoder" / "config.json").is_file():
         return AutoencoderTiny.from_pretrained(out / "autoencoder", dtype=torch.float32)
-    vae = autoencoder.build_autoencoder(settings).to(memory_format=torch.channels_last)
+    vae = autoencoder.build_autoencoder(settings).to(accelerator.device, memory_format=torch.channels_last)
+    device = accelerator.device
+    pictures = pictures.to(device)  # small enough, and augmenting them there keeps a GPU busy
     size = (settings.latent_channels, preset.latent_size, preset.latent_size)
 
     def batch_at(step: int) -> dict:
-        rng, generator = _stream(preset.training.seed, 1, step)
+        rng, generator = _stream(device, preset.training.seed, 1, step)
         index = pictures.draw(settings.batch_size, rng)
         images, masks = pictures.augmented(index, rng)
         # For every eight pictures a mask, of a defect image where the draw has one: masks are learned at once.
         order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
         x = torch.cat([images, to_picture(masks[order])])
         x = x[: len(x) - len(x) % accelerator.num_processes]  # equal shares, so that the mean of means is the mean
-        noise = torch.randn(len(x), *size, generator=generator)
+        noise = torch.randn(len(x), *size, generator=generator, device=device)
         return _slice(accelerator, {"x": x.contiguous(memory_format=torch.channels_last), "noise": noise})
 
     def watch(step: int, log: dict) -> None:
@@ -426,7 +430,8 @@ def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> Def
 def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Accelerator) -> dict:
     """What step `step` trains on: latents, noise, steps t, mask latents and regions, and Algorithm 1's conditions."""
     settings = preset.training
-    rng, generator = _stream(settings.seed, 2, step)
+    device = latents.image.device
+    rng, generator = _stream(device, settings.seed, 2, step)
     picture, version = latents.draw(settings.batch_size, rng)
     null = preset.model.null_product
     names = [
@@ -435,8 +440,8 @@ def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Acceler
     x = latents.image[picture, version].float()
     batch = {
         "x": x,
-        "noise": torch.randn(x.shape, generator=generator),
-        "t": torch.randint(TRAIN_STEPS, (len(x),), generator=generator),
+        "noise": torch.randn(x.shape, generator=generator, device=device),
+        "t": torch.randint(TRAIN_STEPS, (len(x),), generator=generator, device=device),
         "mask": latents.mask[picture, version].float(),
         "region": latents.region[picture, version].float(),
         "products": [p for p, _ in names],
@@ -448,11 +453,12 @@ def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Acceler
 @torch.no_grad()
 def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
     """Mean loss terms over every watched picture, its conditions kept, always with the same noise and steps."""
-    _, generator = _stream(preset.training.seed, 3)
+    device = latents.image.device
+    _, generator = _stream(device, preset.training.seed, 3)
     total: dict[str, float] = {}
     n, size = len(latents.image), preset.training.batch_size
-    noise = torch.randn(latents.image[:, 0].shape, generator=generator)
-    t = torch.randint(TRAIN_STEPS, (n,), generator=generator)
+    noise = torch.randn(latents.image[:, 0].shape, generator=generator, device=device)
+    t = torch.randint(TRAIN_STEPS, (n,), generator=generator, device=device)
     for start in range(0, n, size):
         rows = slice(start, start + size)
         batch = {
