@@ -77,10 +77,18 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder; the same command again resumes.")],
     val: Annotated[Path | None, typer.Option(help="A folder to watch the losses on, never trained on.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The autoencoder gets at most twice as many.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Do not begin from the preset's shipped weights.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes.")] = False,
 ) -> None:
-    """Train on folders of images; OUT is then a model to generate with."""
+    """Train on folders of images; OUT is then a model to generate with.
+
+    `tiny` adapts the weights that come with the package, autoencoder and all, unless told otherwise.
+    """
     settings = load_preset(preset)
+    if from_scratch:
+        settings = settings.replace(start_from=None)
     if steps is not None:
         settings = settings.replace(
             training={"steps": steps}, autoencoder={"steps": min(settings.autoencoder.steps, 2 * steps)}

@@ -93,6 +93,7 @@ class SamplingConfig:
 class Preset:
     name: str
     image_size: int
+    start_from: str | None = None  # weights to adapt, autoencoder and all (shipped name or folder); None: from scratch
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -148,7 +149,7 @@ def _build(cls, values: dict, where: str):
 
 PRESETS = {
     # 64 px, minutes on a GPU, about two hours on two CPU cores; the tests' and the tutorial's model.
-    "tiny": Preset(name="tiny", image_size=64, autoencoder=AutoencoderConfig(latent_channels=8)),
+    "tiny": Preset(name="tiny", image_size=64, start_from="tiny", autoencoder=AutoencoderConfig(latent_channels=8)),
     # 256 px, about 20 minutes on one data-centre GPU.
     "book": Preset(
         name="book",

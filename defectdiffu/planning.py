@@ -27,7 +27,8 @@ def plan(preset: Preset, data: list[Path]) -> dict:
         row = counts.setdefault(sample.product, {})
         row[sample.defect] = row.get(sample.defect, 0) + 1
 
-    model, settings, ours = preset.model, preset.training, preset.autoencoder.pretrained is None
+    model, settings = preset.model, preset.training
+    ours = preset.autoencoder.pretrained is None and preset.start_from is None  # one is trained
     with torch.device("meta"):
         transformer = DefectDiffuTransformer(
             sample_size=preset.latent_size,

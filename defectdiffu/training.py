@@ -208,7 +208,7 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
-    """Autoencoder (unless pretrained), latent cache, transformer; `out` is then a pipeline to generate with.
+    """Autoencoder (unless there is one), latent cache, transformer; `out` is then a pipeline to generate with.
 
     data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
     `InputError` for unusable data and for an `out` that was begun with other settings.
@@ -330,6 +330,8 @@ def _slice(accelerator: Accelerator, batch: dict) -> dict:
 def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None, accelerator: Accelerator, out: Path):
     """The pretrained autoencoder, the one already trained in `out`, or a new one trained now on pictures and masks."""
     settings = preset.autoencoder
+    if preset.start_from is not None:
+        return DefectDiffuPipeline.from_pretrained(preset.start_from).vae
     if settings.pretrained is not None:
         return load_autoencoder(settings.pretrained)
     if (out / "autoencoder" / "config.json").is_file():
@@ -424,7 +426,34 @@ def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> Def
     scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS)
     pipe = DefectDiffuPipeline(transformer, vae, text_encoder, tokenizer, scheduler, **vars(preset.sampling))
     pipe.set_progress_bar_config(disable=True)
+    if preset.start_from is not None:
+        copy_weights(DefectDiffuPipeline.from_pretrained(preset.start_from), pipe)
     return pipe
+
+
+def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> None:
+    """Transformer and small text encoder of `source` into those of `target`, which may know other names.
+
+    Words that both know keep their embeddings, so a defect learned there is known here. Raises `InputError` if the two
+    models are not of one size.
+    """
+    try:
+        target.transformer.load_state_dict(source.transformer.state_dict())
+        theirs, ours = source.text_encoder.state_dict(), target.text_encoder.state_dict()
+        words, known = target.tokenizer.get_vocab(), source.tokenizer.get_vocab()
+        for name, value in theirs.items():
+            if name.endswith("token_embedding.weight"):
+                for word in words.keys() & known.keys():
+                    ours[name][words[word]] = value[known[word]]
+            elif name.endswith("position_embedding.weight"):
+                shared = min(len(value), len(ours[name]))
+                ours[name][:shared] = value[:shared]
+            else:
+                ours[name] = value
+        target.text_encoder.load_state_dict(ours)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise InputError(f"the weights to start from are of another size: {detail}") from error
 
 
 def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Accelerator) -> dict:

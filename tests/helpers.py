@@ -56,6 +56,7 @@ def tiny_preset(**changes):
     """One block of each kind, width 32, 16 tokens, a few steps: a run takes seconds."""
     small = {
         "image_size": SIZE,
+        "start_from": None,
         "autoencoder": {"downsample": 4, "channels": 32, "latent_channels": 4, "steps": 12, "batch_size": 4},
         "text": {"width": 16, "layers": 1, "heads": 2},
         "model": {"width": 32, "heads": 2, "background_blocks": 1, "defect_blocks": 1, "fusion_blocks": 1},

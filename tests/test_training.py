@@ -361,3 +361,30 @@ def test_an_empty_out_is_taken(data, tmp_path):
     training.claim(tmp_path, tiny_preset())
     training.claim(tmp_path, tiny_preset())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning from other weights
+
+
+def test_a_run_can_begin_from_another(finished, tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "tile" / "test" / "crack").rename(folder / "tile" / "test" / "long_cut")  # one name is new
+    (folder / "tile" / "ground_truth" / "crack").rename(folder / "tile" / "ground_truth" / "long_cut")
+    begin = DefectDiffuPipeline.from_pretrained(finished)
+    vae = begin.vae
+    preset = tiny_preset(start_from=str(finished))
+    pipe = training.build_pipeline(preset, vae, {"tile": ["hole", "long_cut"], "hazelnut": ["hole"]})
+    for key, value in begin.transformer.state_dict().items():
+        torch.testing.assert_close(pipe.transformer.state_dict()[key], value, msg=key)
+    a, b = begin.encoder(["A photo of hole tile"]), pipe.encoder(["A photo of hole tile"])
+    torch.testing.assert_close(a.pooled, b.pooled, atol=1e-5, rtol=0)  # the same words mean the same
+    training.train(preset, [folder], tmp_path / "run")
+    assert not (tmp_path / "run" / "autoencoder-checkpoints").exists()
+    assert DefectDiffuPipeline.from_pretrained(tmp_path / "run").pairs["tile"] == ["hole", "long_cut"]
+
+
+def test_weights_of_another_size_are_no_beginning(finished):
+    preset = tiny_preset(start_from=str(finished), model={"width": 64})
+    with pytest.raises(InputError, match="another size"):
+        training.build_pipeline(preset, DefectDiffuPipeline.from_pretrained(finished).vae, {"tile": ["hole"]})
