@@ -11,7 +11,7 @@ from defectdiffu.errors import InputError
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD
 
-ATTEMPTS = 4  # times as many seeds as pairs are tried, at most
+ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
 
 
 def generate_folder(

@@ -75,6 +75,6 @@ def test_nothing_is_written_where_no_image_has_a_mask(pipe, monkeypatch, tmp_pat
         return DefectDiffuOutput([Image.new("RGB", (32, 32))] * num_images, [Image.fromarray(b) for b in blank], blank)
 
     monkeypatch.setattr(type(pipe), "__call__", call)
-    with pytest.raises(InputError, match=r"none of 8 images of tile with crack has a mask.*nothing was written"):
+    with pytest.raises(InputError, match=r"none of 16 images of tile with crack has a mask.*nothing was written"):
         generate_folder(pipe, tmp_path / "out", "tile", "crack", num=2)
     assert not (tmp_path / "out").exists()

@@ -285,7 +285,8 @@ from defectdiffu.config import load_preset
 training.precision = lambda: "no"
 preset, data, run = sys.argv[1:]
 training.train(load_preset(preset), [Path(data)], Path(run))
-print("processes:", PartialState().num_processes)
+if PartialState().is_main_process:
+    print("processes:", PartialState().num_processes)
 """
 
 
