@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
 from defectdiffu.errors import InputError, check_choice
@@ -88,7 +91,10 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 f"no weights '{name}': neither a folder nor shipped with the package ({', '.join(shipped) or 'none'})"
             )
         kwargs = {"dtype": torch.float32} | kwargs
-        return super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
+        with quiet():
+            pipe = super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
+        pipe.register_to_config(_name_or_path=str(name))
+        return pipe
 
     @torch.no_grad()
     def __call__(
@@ -174,6 +180,21 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars for files of a few megabytes, nor remarks on settings that the libraries wrote themselves."""
+    levels = [library.get_verbosity() for library in (diffusers_logging, transformers_logging)]
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip((diffusers_logging, transformers_logging), levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 def check_weights(folder: Path) -> None:

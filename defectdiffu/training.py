@@ -42,7 +42,7 @@ from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
 from defectdiffu.masks import resize_mask, to_picture
 from defectdiffu.model import DefectDiffuTransformer
-from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline
+from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline, quiet
 from defectdiffu.prompts import GOOD, PromptEncoder, build_text_encoder
 
 LOG_EVERY = 50
@@ -516,11 +516,16 @@ def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Pat
 
 def export(pipe: DefectDiffuPipeline, out: Path) -> None:
     """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index comes last."""
-    pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
+    with quiet():
+        pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
     for left_by_a_killed_run in out.glob(".export-*"):
         shutil.rmtree(left_by_a_killed_run)
-    with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+    with quiet(), writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="14MB")
+        for file in Path(folder).rglob("*.json"):  # the path of this run on this machine is nobody's business
+            settings = json.loads(file.read_text())
+            if settings.pop("_name_or_path", None) is not None:
+                file.write_text(json.dumps(settings, indent=2) + "\n")
         for item in sorted(Path(folder).iterdir(), key=lambda p: p.is_file()):
             if (out / item.name).is_dir():
                 shutil.rmtree(out / item.name)
