@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from defectdiffu.autoencoder import build_autoencoder
+from defectdiffu.building import build_pipeline
 from defectdiffu.config import Preset
 from defectdiffu.guidance import branch_conditions, evaluate_branches
 from defectdiffu.planning import device_name, matrix_rate
-from defectdiffu.training import Denoiser, build_pipeline, precision
+from defectdiffu.training import Denoiser, precision
 
 TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # names enough to make prompts
 

@@ -1,52 +1,33 @@
-"""Training, autoencoder first: one loop for both stages, on whatever accelerate finds.
+"""Training, autoencoder first, then the transformer, on whatever accelerate finds.
 
 What step n does depends on (seed, n) alone: which pictures, which noise, which conditions are dropped. So a run that
 was killed and resumed takes the same steps as one that never was, and several processes, each taking its slice of
 the same batch, take the same steps as one.
 """
 
-import contextlib
 import json
-import math
-import shutil
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DPMSolverMultistepScheduler
-from diffusers.training_utils import EMAModel
+from diffusers import AutoencoderTiny, DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
-from transformers import AutoTokenizer, CLIPTextModel
 
 from defectdiffu import autoencoder, losses
-from defectdiffu.checkpoints import (
-    load_newest_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-    write_atomically,
-    writing,
-)
+from defectdiffu.building import TRAIN_STEPS, build_pipeline, export, load_autoencoder
+from defectdiffu.checkpoints import write_atomically, writing
 from defectdiffu.config import Preset
 from defectdiffu.data.folder import read_folder, split
-from defectdiffu.dit import load_dit
 from defectdiffu.errors import InputError
 from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
+from defectdiffu.loop import fit
 from defectdiffu.masks import resize_mask, to_picture
 from defectdiffu.model import DefectDiffuTransformer
-from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline, quiet
-from defectdiffu.prompts import GOOD, PromptEncoder, build_text_encoder
-
-LOG_EVERY = 50
-TRAIN_STEPS = 1000  # T of Eq. 1
+from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.prompts import GOOD, PromptEncoder
 
 
 class Denoiser(nn.Module):
@@ -98,113 +79,6 @@ class Reconstruction(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         return {"loss": autoencoder.reconstruction_loss(self.vae, batch["x"], self.latent_noise, batch["noise"])}
-
-
-def fit(
-    accelerator: Accelerator,
-    module: nn.Module,
-    batch_at: Callable[[int], dict],
-    folder: Path,
-    *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int,
-    ema_decay: float,
-    max_grad_norm: float,
-    checkpoint_every: int,
-    label: str,
-    every: int = 0,
-    watch: Callable[[int, dict], None] = lambda step, log: None,
-) -> nn.Module:
-    """Train `module` from its newest checkpoint in `folder` to `steps`; it is left with its EMA weights.
-
-    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`.
-    `watch(step, log)` is called every `every` steps and at the end, with EMA weights in place.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-
-    start = 0
-    if (checkpoint := load_newest_checkpoint(folder)) is not None:
-        tensors, metadata = checkpoint
-        start = metadata["step"]
-        module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
-        ema.shadow_params = [tensors[f"ema.{n}"].to(accelerator.device) for n in names]
-        ema.optimization_step = start
-        prefix = "optimizer."
-        load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-
-    def save(step: int) -> None:
-        if accelerator.is_main_process:
-            tensors = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
-            tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
-            tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
-            save_checkpoint(folder, step, tensors, {})
-
-    main = accelerator.is_main_process
-    log_file = folder.parent / "log.jsonl"
-    if main and log_file.is_file():  # what was logged after the checkpoint will be logged again
-        lines = [json.loads(line) for line in log_file.read_text().splitlines()]
-        kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
-        write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
-    bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
-    tick, done = time.perf_counter(), start
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
-        batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
-        with accelerator.autocast(), attention_kernel(accelerator):
-            terms = wrapped(batch)
-            accelerator.backward(terms["loss"])
-        accelerator.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
-        bar.update()
-
-        last = step + 1 == steps
-        watched = every and ((step + 1) % every == 0 or last)
-        if (step + 1) % LOG_EVERY == 0 or last or watched:
-            values = {k: float(accelerator.reduce(v.detach(), "mean")) for k, v in terms.items()}
-            if not math.isfinite(values["loss"]):
-                raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
-            now = time.perf_counter()
-            rate = (step + 1 - done) * len(batch["x"]) * accelerator.num_processes / (now - tick)
-            tick, done = now, step + 1
-            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
-            log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
-            if watched:
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                watch(step + 1, log)
-                ema.restore(parameters)
-            if main:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(log) + "\n")
-        if (step + 1) % checkpoint_every == 0 or last:
-            save(step + 1)
-            accelerator.wait_for_everyone()
-    bar.close()
-    ema.copy_to(parameters)
-    return module
-
-
-def attention_kernel(accelerator: Accelerator):
-    """On a CPU, attention as plain matrix products: there the fused kernel's backward pass takes several times longer
-    at the few tokens of the small presets."""
-    return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()
-
-
-def schedule(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the full learning rate at a step: linear up, then a half cosine down to zero at the end."""
-    warmup_steps = min(warmup_steps, steps // 10)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
@@ -392,70 +266,6 @@ def _latent_deviation(vae, pictures: Pictures) -> float:
     return float(torch.cat(latents).square().mean().sqrt())
 
 
-def load_autoencoder(name: str):
-    """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`."""
-    if (SHIPPED / name / "vae").is_dir():
-        return AutoencoderTiny.from_pretrained(SHIPPED / name / "vae", dtype=torch.float32)
-    for kind in (AutoencoderKL, AutoencoderTiny):
-        config = kind.load_config(name)
-        if config.get("_class_name", "AutoencoderKL") == kind.__name__:
-            return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    raise InputError(f"autoencoder '{name}' is a {config['_class_name']}, not an AutoencoderKL or AutoencoderTiny")
-
-
-def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> DefectDiffuPipeline:
-    """A pipeline whose transformer (and small text encoder) are new, or begin from the preset's pretrained weights."""
-    model = {k: v for k, v in vars(preset.model).items() if k != "pretrained"}
-    if preset.text.pretrained is None:
-        defects = {d for defects in trained_on.values() for d in defects}
-        names = [*trained_on, *defects, GOOD, preset.model.null_product]
-        sizes = {k: v for k, v in vars(preset.text).items() if k != "pretrained"}
-        tokenizer, text_encoder = build_text_encoder(names, **sizes)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(preset.text.pretrained)
-        text_encoder = CLIPTextModel.from_pretrained(preset.text.pretrained, dtype=torch.float32)
-    transformer = DefectDiffuTransformer(
-        sample_size=preset.latent_size,
-        in_channels=vae.config.latent_channels,
-        text_dim=text_encoder.config.hidden_size,
-        trained_on=trained_on,
-        **model,
-    )
-    if preset.model.pretrained is not None:
-        load_dit(transformer, preset.model.pretrained)
-    scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS)
-    pipe = DefectDiffuPipeline(transformer, vae, text_encoder, tokenizer, scheduler, **vars(preset.sampling))
-    pipe.set_progress_bar_config(disable=True)
-    if preset.start_from is not None:
-        copy_weights(DefectDiffuPipeline.from_pretrained(preset.start_from), pipe)
-    return pipe
-
-
-def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> None:
-    """Transformer and small text encoder of `source` into those of `target`, which may know other names.
-
-    Words that both know keep their embeddings, so a defect learned there is known here. Raises `InputError` if the two
-    models are not of one size.
-    """
-    try:
-        target.transformer.load_state_dict(source.transformer.state_dict())
-        theirs, ours = source.text_encoder.state_dict(), target.text_encoder.state_dict()
-        words, known = target.tokenizer.get_vocab(), source.tokenizer.get_vocab()
-        for name, value in theirs.items():
-            if name.endswith("token_embedding.weight"):
-                for word in words.keys() & known.keys():
-                    ours[name][words[word]] = value[known[word]]
-            elif name.endswith("position_embedding.weight"):
-                shared = min(len(value), len(ours[name]))
-                ours[name][:shared] = value[:shared]
-            else:
-                ours[name] = value
-        target.text_encoder.load_state_dict(ours)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise InputError(f"the weights to start from are of another size: {detail}") from error
-
-
 def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Accelerator) -> dict:
     """What step `step` trains on: latents, noise, steps t, mask latents and regions, and Algorithm 1's conditions."""
     settings = preset.training
@@ -512,21 +322,3 @@ def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Pat
         out = pipe(product=product, defect=defect, seeds=[seed])
         tiles.append(np.concatenate([np.asarray(out.images[0]), np.asarray(out.masks[0].convert("RGB"))]))
     write_atomically(path, lambda p: Image.fromarray(np.concatenate(tiles, 1)).save(p, "png"))
-
-
-def export(pipe: DefectDiffuPipeline, out: Path) -> None:
-    """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index comes last."""
-    with quiet():
-        pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
-    for left_by_a_killed_run in out.glob(".export-*"):
-        shutil.rmtree(left_by_a_killed_run)
-    with quiet(), writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
-        pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="14MB")
-        for file in Path(folder).rglob("*.json"):  # the path of this run on this machine is nobody's business
-            settings = json.loads(file.read_text())
-            if settings.pop("_name_or_path", None) is not None:
-                file.write_text(json.dumps(settings, indent=2) + "\n")
-        for item in sorted(Path(folder).iterdir(), key=lambda p: p.is_file()):
-            if (out / item.name).is_dir():
-                shutil.rmtree(out / item.name)
-            item.replace(out / item.name)

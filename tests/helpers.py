@@ -10,8 +10,8 @@ from PIL import Image
 
 from defectdiffu import PRESETS
 from defectdiffu.autoencoder import build_autoencoder
+from defectdiffu.building import build_pipeline
 from defectdiffu.prompts import PromptEmbedding
-from defectdiffu.training import build_pipeline
 
 SIZE = 32
 PRODUCTS = ("hazelnut", "tile")

@@ -20,9 +20,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import defectdiffu
-from defectdiffu import DefectDiffuPipeline, InputError, checkpoints, training
+from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, training
 from defectdiffu.checkpoints import load_newest_checkpoint
-from defectdiffu.training import Denoiser, fit, schedule, train
+from defectdiffu.loop import fit, schedule
+from defectdiffu.training import Denoiser, train
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
@@ -375,7 +376,7 @@ def test_a_run_can_begin_from_another(finished, tmp_path):
     begin = DefectDiffuPipeline.from_pretrained(finished)
     vae = begin.vae
     preset = tiny_preset(start_from=str(finished))
-    pipe = training.build_pipeline(preset, vae, {"tile": ["hole", "long_cut"], "hazelnut": ["hole"]})
+    pipe = building.build_pipeline(preset, vae, {"tile": ["hole", "long_cut"], "hazelnut": ["hole"]})
     for key, value in begin.transformer.state_dict().items():
         torch.testing.assert_close(pipe.transformer.state_dict()[key], value, msg=key)
     a, b = begin.encoder(["A photo of hole tile"]), pipe.encoder(["A photo of hole tile"])
@@ -388,4 +389,4 @@ def test_a_run_can_begin_from_another(finished, tmp_path):
 def test_weights_of_another_size_are_no_beginning(finished):
     preset = tiny_preset(start_from=str(finished), model={"width": 64})
     with pytest.raises(InputError, match="another size"):
-        training.build_pipeline(preset, DefectDiffuPipeline.from_pretrained(finished).vae, {"tile": ["hole"]})
+        building.build_pipeline(preset, DefectDiffuPipeline.from_pretrained(finished).vae, {"tile": ["hole"]})

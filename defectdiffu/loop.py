@@ -1,0 +1,133 @@
+"""One training loop for every stage: accelerate, AdamW, EMA, checkpoints that resume."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from defectdiffu.checkpoints import (
+    load_newest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    write_atomically,
+)
+from defectdiffu.errors import InputError
+
+LOG_EVERY = 50
+
+
+def fit(
+    accelerator: Accelerator,
+    module: nn.Module,
+    batch_at: Callable[[int], dict],
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    ema_decay: float,
+    max_grad_norm: float,
+    checkpoint_every: int,
+    label: str,
+    every: int = 0,
+    watch: Callable[[int, dict], None] = lambda step, log: None,
+) -> nn.Module:
+    """Train `module` from its newest checkpoint in `folder` to `steps`; it is left with its EMA weights.
+
+    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`.
+    `watch(step, log)` is called every `every` steps and at the end, with EMA weights in place.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+
+    start = 0
+    if (checkpoint := load_newest_checkpoint(folder)) is not None:
+        tensors, metadata = checkpoint
+        start = metadata["step"]
+        module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
+        ema.shadow_params = [tensors[f"ema.{n}"].to(accelerator.device) for n in names]
+        ema.optimization_step = start
+        prefix = "optimizer."
+        load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+    def save(step: int) -> None:
+        if accelerator.is_main_process:
+            tensors = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
+            tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
+            tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
+            save_checkpoint(folder, step, tensors, {})
+
+    main = accelerator.is_main_process
+    log_file = folder.parent / "log.jsonl"
+    if main and log_file.is_file():  # what was logged after the checkpoint will be logged again
+        lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+        kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
+        write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+    bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
+    tick, done = time.perf_counter(), start
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
+        batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
+        with accelerator.autocast(), attention_kernel(accelerator):
+            terms = wrapped(batch)
+            accelerator.backward(terms["loss"])
+        accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        bar.update()
+
+        last = step + 1 == steps
+        watched = every and ((step + 1) % every == 0 or last)
+        if (step + 1) % LOG_EVERY == 0 or last or watched:
+            values = {k: float(accelerator.reduce(v.detach(), "mean")) for k, v in terms.items()}
+            if not math.isfinite(values["loss"]):
+                raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
+            now = time.perf_counter()
+            rate = (step + 1 - done) * len(batch["x"]) * accelerator.num_processes / (now - tick)
+            tick, done = now, step + 1
+            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
+            log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
+            if watched:
+                ema.store(parameters)
+                ema.copy_to(parameters)
+                watch(step + 1, log)
+                ema.restore(parameters)
+            if main:
+                with log_file.open("a") as file:
+                    file.write(json.dumps(log) + "\n")
+        if (step + 1) % checkpoint_every == 0 or last:
+            save(step + 1)
+            accelerator.wait_for_everyone()
+    bar.close()
+    ema.copy_to(parameters)
+    return module
+
+
+def attention_kernel(accelerator: Accelerator):
+    """On a CPU, attention as plain matrix products: there the fused kernel's backward pass takes several times longer
+    at the few tokens of the small presets."""
+    return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the full learning rate at a step: linear up, then a half cosine down to zero at the end."""
+    warmup_steps = min(warmup_steps, steps // 10)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
