@@ -149,7 +149,13 @@ def _build(cls, values: dict, where: str):
 
 PRESETS = {
     # 64 px, minutes on a GPU, about two hours on two CPU cores; the tests' and the tutorial's model.
-    "tiny": Preset(name="tiny", image_size=64, start_from="tiny", autoencoder=AutoencoderConfig(latent_channels=8)),
+    "tiny": Preset(
+        name="tiny",
+        image_size=64,
+        start_from="tiny",
+        autoencoder=AutoencoderConfig(latent_channels=8),
+        sampling=SamplingConfig(w_p=2.0, w_d=2.0),
+    ),
     # 256 px, about 20 minutes on one data-centre GPU.
     "book": Preset(
         name="book",
