@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,9 +36,10 @@ def generate_folder(
     if num < 1:
         raise InputError(f"num is {num}: it must be at least 1")
     home = out / product
-    target = home / "test" / defect
-    if target.exists():
-        raise InputError(f"{target} exists: choose another --out")
+    target, truth = home / "test" / defect, home / "ground_truth" / defect
+    for there in (target, truth):
+        if there.exists():
+            raise InputError(f"{there} exists: choose another --out")
     record_file = out / "generation.json"
     records = json.loads(record_file.read_text()) if record_file.is_file() else []
 
@@ -76,9 +76,7 @@ def generate_folder(
             if defect != GOOD:
                 mask.save(masks / f"{i:03d}_mask.png")
         if defect != GOOD:
-            truth = home / "ground_truth" / defect
             truth.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(truth, ignore_errors=True)
             masks.rename(truth)
         target.parent.mkdir(parents=True, exist_ok=True)
         images.rename(target)

@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from defectdiffu.errors import InputError, check_choice
+from defectdiffu.losses import attention_map
 from defectdiffu.prompts import PromptEmbedding
 
 ATTENTION_OVER = ("tokens", "positions")
@@ -267,7 +268,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         return TransformerOutput(
             sample=self._unpatchify(patches.transpose(1, 2).unflatten(-1, (self.side, self.side))),
             mask=self._unpatchify(mask),
-            attention=maps.mean(dim=(1, 2)),
+            attention=attention_map(maps.flatten(1, 2)),
             maps=maps,
         )
 

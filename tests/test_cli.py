@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny_preset, write_folder
 from PIL import Image
 
-from defectdiffu import cli
+from defectdiffu import DefectDiffuPipeline, cli
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(run, weights, tmp_
     assert code == 0
     plan = json.loads(out)
     assert plan["counts"] == {p: {"crack": 3, "good": 4, "hole": 3} for p in ("hazelnut", "tile")}
-    assert plan["parameters"]["transformer"] > 0
-    assert plan["memory_gb"] >= 0
-    assert plan["minutes"] >= 0
+    trained = DefectDiffuPipeline.from_pretrained(weights / "run")
+    assert plan["parameters"]["transformer"] == trained.transformer.num_parameters()
+    assert plan["parameters"]["autoencoder"] == trained.vae.num_parameters()
     assert not (tmp_path / "run").exists()
 
 

@@ -62,6 +62,16 @@ def test_a_second_pair_is_added_and_the_same_one_refused(drawing, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_masks_that_are_there_are_not_touched(drawing, tmp_path):
+    pipe, _ = drawing
+    kept = tmp_path / "tile" / "ground_truth" / "crack" / "mine.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"tile/ground_truth/crack exists"):
+        generate_folder(pipe, tmp_path, "tile", "crack", num=1)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [kept]
+
+
 def test_what_is_asked_for_reaches_the_pipeline_and_the_record(drawing, tmp_path):
     pipe, calls = drawing
     record = generate_folder(pipe, tmp_path, "tile", "crack", num=1, w_d=2.5, w_p=1.5, steps=7, guidance="defect_only")

@@ -8,14 +8,11 @@ All random numbers are drawn for the worst case first; `strength` in [0, 1] then
 appear and how far each has grown. Marks grow outwards from where they lie, so a region never shrinks.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.ndimage import map_coordinates
 
 from defectdiffu.data.surfaces import Array, Surface, blur, mix, noise, rotate, smoothstep, srgb
 
-Defect = Callable[[Surface, np.random.Generator, float], tuple[Surface, Array]]
 Box = tuple[slice, slice]
 
 FAR = np.float32(9.0)  # relative distance given to pixels that a mark does not reach

@@ -156,10 +156,10 @@ def write_dataset(
 
 def contact_sheet(size: int = 128, strength: float = 0.7, seed: int = 0) -> Image.Image:
     """Every product (rows) with every defect it is found with (columns, "good" first); held-out pairs are framed."""
-    kinds, gap, left, top = ["good", *DEFECTS], 4, 84, 24
+    kinds, gap, left, top = ["good", *DEFECTS], 4, size, size // 3
     cell = size + gap
     sheet = Image.new("RGB", (left + cell * len(kinds), top + cell * len(PRODUCTS)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(max(8, min(14, size // 8)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size // 6)
     for column, defect in enumerate(kinds):
         draw.text((left + column * cell + size / 2, top / 2), defect, fill="black", font=font, anchor="mm")
     for row, product in enumerate(PRODUCTS):
