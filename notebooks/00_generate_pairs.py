@@ -75,8 +75,8 @@ viz.use_style()
 # %%
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
-print(len(pipe.products), "products:", *pipe.products, sep="\n  ")
-print(len(pipe.defects), "defects:", *pipe.defects, sep="\n  ")
+print("products:", *pipe.products, sep="\n  ")
+print("defects:", *pipe.defects, sep="\n  ")
 
 # %% [markdown]
 # ## Ask for pairs
