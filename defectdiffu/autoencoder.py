@@ -40,6 +40,24 @@ def decode(vae, latents: Tensor) -> Tensor:
     return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
+def recombine(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures with colours that a few examples lack, so that the autoencoder learns to keep any colour anywhere.
+
+    pictures (B, 3, S, S) in [-1, 1], masks (B, S, S) in {0, 1}. Half of them have their colour channels exchanged and
+    inverted at random; then half of them show another one through the mask of a defect, moved to a random place.
+    """
+    n, _, side, _ = pictures.shape
+    uniform = torch.rand(n, 9, generator=generator, device=pictures.device)
+    order = uniform[:, :3].argsort(dim=1)  # (B, 3)
+    sign = torch.where(uniform[:, 3:6] < 0.5, -1.0, 1.0)  # (B, 3)
+    other = pictures.gather(1, order[:, :, None, None].expand_as(pictures)) * sign[:, :, None, None]
+    pictures = torch.where(uniform[:, 6, None, None, None] < 0.5, other, pictures)
+
+    shift = (torch.rand(2, generator=generator, device=pictures.device) * side).int().tolist()
+    window = masks.roll((1, *shift), (0, 1, 2)) * (uniform[:, 7, None, None] < 0.5)
+    return torch.where(window[:, None] > 0, other.roll(2, 0), pictures)
+
+
 def reconstruction_loss(vae: AutoencoderTiny, pictures: Tensor, latent_noise: float, noise: Tensor) -> Tensor:
     """Error of the picture and of its edges, plus the prior's pull on the latent.
 

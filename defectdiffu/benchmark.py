@@ -1,100 +1,261 @@
-"""How fast this machine trains and samples: `defectdiffu benchmark`."""
+"""How fast this machine trains and samples, and beside it what the paper's released code would do: `benchmark`.
+
+Random weights of a preset's sizes and random pictures, nothing downloaded: only speed and memory are measured.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 
 import torch
-from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.flop_counter import FlopCounterMode
 
-from defectdiffu.autoencoder import build_autoencoder
-from defectdiffu.building import build_pipeline
+from defectdiffu import autoencoder
+from defectdiffu.building import TRAIN_STEPS, build_pipeline
 from defectdiffu.config import Preset
-from defectdiffu.guidance import branch_conditions, evaluate_branches
-from defectdiffu.loop import attention_kernel
+from defectdiffu.errors import check_choice
+from defectdiffu.guidance import branch_conditions, double_free, evaluate_branches
+from defectdiffu.loop import take_step
+from defectdiffu.masks import averaged_steps, to_picture, to_probability
+from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.planning import device_name, matrix_rate
+from defectdiffu.sharding import build_accelerator
 from defectdiffu.training import Denoiser, precision
 
+PARTS = ("train", "sample")
 TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # names enough to make prompts
+PAIR = ("hazelnut", "crack")
+IMAGES = 4  # sampled together
+STEPS, BASELINE_STEPS = 20, 50  # of denoising
+CLIP_LAYERS, CLIP_HEADS = 12, 12  # of ViT-L/14's text model
+
+Work = tuple[Callable[[], None], int, float]  # what to time, how many samples it makes, FLOP of the transformer in it
 
 
-def benchmark(preset: Preset, repeats: int = 5) -> dict:
-    """Training samples/s, image-mask pairs/s, and the time of guidance as we do it over that of three separate passes.
+def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, baseline: bool = False) -> dict:
+    """Samples per second, achieved FLOP/s, its share of the device's measured matrix-product rate, and peak memory.
 
-    Random weights and data, so nothing but speed is measured; medians over `repeats` after one warm-up. The ratio
-    holds two savings: the shared background pass, and the branches running as one batch.
+    parts: "train" (a step of the training loop on cached latents), "sample" (image-mask pairs, 20 steps, double-free).
+    baseline: also do what the released code does: full precision with TF32 on, autoencoder and text encoder run in
+    every step, no cache; 50 steps of sampling, the branches in separate passes. Medians over `repeats` after one
+    warm-up. FLOP are those of the transformer alone: whatever else is done counts as time.
     """
-    accelerator = Accelerator(mixed_precision=precision())
-    device = accelerator.device
-    vae = build_autoencoder(preset.autoencoder)
-    pipe = build_pipeline(preset, vae, TRAINED_ON).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    steps = preset.sampling.num_inference_steps
-
-    def sample() -> None:
-        pipe("hazelnut", "crack", num_images=4)
-
-    x = torch.randn(4, preset.autoencoder.latent_channels, preset.latent_size, preset.latent_size, device=device)
-    t = torch.full((4,), 500, device=device)
-    conditions = branch_conditions(pipe.encoder, "double_free", "hazelnut", "crack", preset.model.null_product)
-
-    def naive() -> None:
-        with torch.no_grad():
-            for condition in conditions.values():
-                wide = [p.map(lambda v: v.expand(4, *v.shape[1:])) for p in vars(condition).values()]
-                pipe.transformer(x, t, *wide)
-
-    def shared() -> None:
-        with torch.no_grad():
-            evaluate_branches(pipe.transformer, x, t, conditions)
-
-    batch = preset.training.batch_size
-    noise = torch.randn(batch, *x.shape[1:], device=device)
-    data = {
-        "x": noise,
-        "noise": noise,
-        "t": torch.randint(1000, (batch,), device=device),
-        "mask": noise,
-        "region": torch.zeros(batch, *x.shape[2:], device=device),
-        "products": ["hazelnut", "carpet"] * (batch // 2) + ["carpet"] * (batch % 2),
-        "defects": ["crack"] * batch,
-    }
-    sampling = median(_times(sample, repeats))
-    # The two are timed in turn, so that a machine that slows down slows both.
-    pairs = [(_time(shared), _time(naive)) for _ in range(4 * repeats + 1)][1:]
-
-    denoiser = Denoiser(pipe.transformer, pipe.encoder, preset)
-    optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], 1e-4)
-
-    def train() -> None:
-        with accelerator.autocast(), attention_kernel(accelerator):
-            denoiser(data)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    training = median(_times(train, repeats))
-    return {
+    for part in parts:
+        check_choice("part of the benchmark", part, PARTS)
+    rate = matrix_rate()
+    result = {
         "preset": preset.name,
+        "image_size": preset.image_size,
+        "batch_size": preset.training.batch_size,
         "device": device_name(),
         "torch": torch.__version__,
         "precision": precision(),
-        "matrix_product_gflops": round(matrix_rate() / 1e9),
-        "training_samples_per_second": round(batch / training, 2),
-        "batch_size": batch,
-        "seconds_per_pair": round(sampling / 4, 4),
-        "num_inference_steps": steps,
-        "guidance_over_three_passes": round(median(a / b for a, b in pairs), 3),
+        "matrix_product_gflops": round(rate / 1e9),
         "repeats": repeats,
+    }
+    works = {"train": ("training", train_ours, train_baseline), "sample": ("sampling", sample_ours, sample_baseline)}
+    for part in parts:
+        name, *contenders = works[part]
+        speed = []
+        for prefix, prepare in zip(("", "baseline_"), contenders[: 1 + baseline], strict=False):
+            work, samples, flop = prepare(preset)
+            seconds, memory = measure(work, repeats)
+            speed.append(samples / seconds)
+            result |= {
+                f"{prefix}{name}_samples_per_second": round(samples / seconds, 3),
+                f"{prefix}{name}_gflops": round(flop / seconds / 1e9, 1),
+                f"{prefix}{name}_mfu": round(flop / seconds / rate, 3),
+                f"{prefix}{name}_peak_memory_gb": memory,
+            }
+        if baseline:
+            result[f"{name}_speedup"] = round(speed[0] / speed[1], 2)
+    return result
+
+
+def train_ours(preset: Preset) -> Work:
+    """A step of `loop.fit`: latents and text embeddings are there, autocast, moving average."""
+    accelerator = build_accelerator(precision())
+    pipe, denoiser = build(preset, accelerator.device)
+    settings = preset.training
+    if settings.compile:
+        denoiser.transformer.compile()
+    if settings.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate)
+    ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
+    batch = random_batch(preset, accelerator.device)
+
+    def step() -> None:
+        take_step(accelerator, denoiser, optimizer, parameters, batch, settings.accumulate, settings.max_grad_norm)
+        ema.step(parameters)
+
+    return step, settings.batch_size, training_flop(pipe, batch)
+
+
+def train_baseline(preset: Preset) -> Work:
+    """A step as the released code takes it: pictures in, everything computed anew, no average of the weights."""
+    device = default_device()
+    pipe, denoiser = build(preset, device)
+    optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], preset.training.learning_rate)
+    batch = random_batch(preset, device)
+    pictures = torch.rand(len(batch["x"]), 3, preset.image_size, preset.image_size, device=device) * 2 - 1
+    masks = (pictures[:, 0] > 0).float()
+
+    def step() -> None:
+        with tf32():
+            pipe.encoder.forget()
+            with torch.no_grad():
+                latents = autoencoder.encode(pipe.vae, pictures), autoencoder.encode(pipe.vae, to_picture(masks))
+            denoiser(batch | dict(zip(("x", "mask"), latents, strict=True)))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, len(pictures), training_flop(pipe, batch)
+
+
+def sample_ours(preset: Preset) -> Work:
+    """The pipeline, in half precision on a GPU."""
+    device = default_device()
+    pipe, _ = build(preset, device)
+    if device.type == "cuda":
+        pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
+    x, t = noise_and_step(pipe)
+    conditions = branch_conditions(pipe.encoder, "double_free", *PAIR, preset.model.null_product)
+    flop = STEPS * count(lambda: evaluate_branches(pipe.transformer, x, t, conditions))
+
+    def sample() -> None:
+        pipe(*PAIR, num_images=IMAGES, num_inference_steps=STEPS, guidance="double_free")
+
+    return sample, IMAGES, flop
+
+
+def sample_baseline(preset: Preset) -> Work:
+    """Ancestral sampling in full precision: one pass per branch and step, the mask from the last tenth of the steps."""
+    device = default_device()
+    pipe, _ = build(preset, device)
+    scheduler = DDPMScheduler(TRAIN_STEPS)
+    scheduler.set_timesteps(BASELINE_STEPS)
+    last = scheduler.timesteps[-averaged_steps(BASELINE_STEPS) :]
+    x, t = noise_and_step(pipe)
+    channels = x.shape[1]
+
+    def branch(condition, x, t):
+        wide = (p.map(lambda v: v.expand(IMAGES, *v.shape[1:])) for p in vars(condition).values())
+        return pipe.transformer(x, t, *wide)
+
+    def conditions():
+        pipe.encoder.forget()
+        return branch_conditions(pipe.encoder, "double_free", *PAIR, preset.model.null_product)
+
+    def sample() -> None:
+        latents, prompts = x, conditions()
+        for time_step in scheduler.timesteps:
+            out = {name: branch(c, latents, time_step.to(device).expand(IMAGES)) for name, c in prompts.items()}
+            noise = double_free({name: o.sample[:, :channels] for name, o in out.items()}, 1.0, 1.0)
+            latents = scheduler.step(noise, time_step, latents).prev_sample
+            if time_step in last:
+                to_probability(autoencoder.decode(pipe.vae, out["d0"].mask))
+        autoencoder.decode(pipe.vae, latents)
+
+    def in_full_precision() -> None:
+        with tf32(), torch.no_grad():
+            sample()
+
+    with torch.no_grad():
+        prompts = conditions()
+        flop = BASELINE_STEPS * sum(count(lambda c=c: branch(c, x, t)) for c in prompts.values())
+    return in_full_precision, IMAGES, flop
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, Denoiser]:
+    """Random weights of the preset's sizes; what it takes from elsewhere has the sizes of Stable Diffusion's parts."""
+    torch.manual_seed(0)
+    sizes = preset.replace(start_from=None, model={"pretrained": None})
+    vae = autoencoder.build_autoencoder(preset.autoencoder)
+    if preset.autoencoder.pretrained is not None:
+        levels = (128, 256, 512, 512)
+        down, up = ("DownEncoderBlock2D",) * len(levels), ("UpDecoderBlock2D",) * len(levels)
+        vae = AutoencoderKL(3, 3, down, up, levels, layers_per_block=2, latent_channels=4)
+    if preset.text.pretrained is not None:
+        sizes = sizes.replace(text={"pretrained": None, "layers": CLIP_LAYERS, "heads": CLIP_HEADS})
+    pipe = build_pipeline(sizes, vae.eval().requires_grad_(False), TRAINED_ON).to(device)
+    return pipe, Denoiser(pipe.transformer, pipe.encoder, preset)
+
+
+def random_batch(preset: Preset, device: torch.device) -> dict:
+    """As `training.draw_batch` makes them."""
+    n, side = preset.training.batch_size, preset.latent_size
+    latents = torch.randn(n, preset.autoencoder.latent_channels, side, side, device=device)
+    return {
+        "x": latents,
+        "noise": torch.randn_like(latents),
+        "t": torch.randint(TRAIN_STEPS, (n,), device=device),
+        "mask": latents,
+        "region": (latents[:, 0] > 1).float(),
+        "products": [list(TRAINED_ON)[i % 2] for i in range(n)],
+        "defects": ["crack"] * n,
     }
 
 
-def _time(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    config = pipe.transformer.config
+    x = torch.randn(IMAGES, config.in_channels, config.sample_size, config.sample_size)
+    return x.to(pipe.device, pipe.transformer.dtype), torch.full((IMAGES,), 500, device=pipe.device)
 
 
-def _times(work: Callable[[], None], repeats: int) -> list[float]:
-    return [_time(work) for _ in range(repeats + 1)][1:]
+def training_flop(pipe: DefectDiffuPipeline, batch: dict) -> float:
+    """Forward and backward, the backward being twice the forward; what checkpointing computes again is not counted."""
+    with torch.no_grad():
+        prompts = pipe.encoder.conditions(batch["products"][:1], batch["defects"][:1])
+        return 3 * len(batch["x"]) * count(lambda: pipe.transformer(batch["x"][:1], batch["t"][:1], **vars(prompts)))
+
+
+def count(work: Callable[[], object]) -> float:
+    """Floating-point operations of `work`, without gradients."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Full precision as most code runs it on GPUs since Ampere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def measure(work: Callable[[], None], repeats: int) -> tuple[float, float | None]:
+    """Median seconds of `work`, after one warm-up, and the most memory in use meanwhile: GB of the GPU's, or of this
+    process; None where that is not known."""
+    on_gpu, status = torch.cuda.is_available(), Path("/proc/self/status")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    elif status.is_file():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted anew
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak = None
+    if on_gpu:
+        peak = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    elif status.is_file():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        peak = round(int(line.split()[1]) * 1024 / 1e9, 2)
+    return median(seconds[1:]), peak

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from defectdiffu.errors import InputError
+from defectdiffu.sharding import shard_like, whole
 
 KEEP = 2  # newest checkpoints kept
 
@@ -79,15 +80,17 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: `<parameter's number>.<name>`."""
+    """An optimiser's state as named tensors: `<parameter's number>.<name>`; whole ones, where weights are sharded."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
+    return {f"{i}.{k}": whole(torch.as_tensor(value)) for i, values in state.items() for k, value in values.items()}
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        like = parameters[int(number)]
+        state.setdefault(int(number), {})[name] = shard_like(value, like) if value.shape == like.shape else value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -70,6 +70,22 @@ def data_check(folder: Path) -> None:
     sys.exit(1 if problems else 0)
 
 
+@data_app.command("download")
+def data_download(name: str, out: Path) -> None:
+    """Fetch the archive of a public data set into OUT, its licence said first: mvtec, visa or ksdd2."""
+    from defectdiffu.data.datasets import download
+
+    print(download(name, out))
+
+
+@data_app.command("convert")
+def data_convert(name: str, source: Path, out: Path) -> None:
+    """Turn a data set in its owners' layout, a folder or its archive, into the new folder OUT in MVTec AD's layout."""
+    from defectdiffu.data.datasets import convert
+
+    _finish(convert(name, source, out), None)
+
+
 @app.command()
 def train(
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")],
@@ -124,7 +140,15 @@ def generate(
     )
     skipped = len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
-    print(f"{len(record['seeds'])} of {num} pairs in {out}{note}")
+    if _process().is_main_process:
+        print(f"{len(record['seeds'])} of {num} pairs in {out}{note}")
+
+
+def _numbers(what: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{what} are whole numbers with commas between, not '{text}'") from None
 
 
 def _evaluate(measure: str, file: Path | None, **arguments) -> None:
@@ -166,30 +190,117 @@ def downstream(
     generated: Generated,
     real: Real,
     test: Annotated[Path, typer.Option(help="Pairs to test on; the same folder as --real is split in halves.")],
+    seeds: Annotated[str, typer.Option(help="Comma-separated, at least 2.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(min=1, help="Of every training, 16 pictures each.")] = 400,
+    detectors: Annotated[str, typer.Option(help="Comma-separated.")] = "unet,resnet50",
+    record: Annotated[Path | None, typer.Option(help="Write the record that the book reads, too.")] = None,
     file: Json = None,
 ) -> None:
-    """Do the pairs help a detector? Against real pairs alone, copy-paste and Perlin noise."""
-    _evaluate("downstream", file, generated=generated, real=real, test=test)
+    """Do the pairs help a detector? Against real pairs alone, copy-paste and Perlin noise.
+
+    With --json, FILE.progress keeps every finished training, and the same command goes on.
+    """
+    from defectdiffu.evaluation import evaluate
+    from defectdiffu.evaluation.downstream import record as write_record
+
+    result = evaluate(
+        "downstream",
+        file,
+        generated=generated,
+        real=real,
+        test=test,
+        seeds=_numbers("seeds", seeds),
+        steps=steps,
+        detectors=[name.strip() for name in detectors.split(",")],
+        progress=file.with_name(f"{file.name}.progress") if file else None,
+    )
+    if record is not None:
+        write_record(result, record)
+    for name, found in result["detectors"].items():
+        print(f"{name}: {found['verdict']}")
+
+
+@evaluate_app.command("all")
+def evaluate_everything(
+    generated: Generated,
+    real: Real,
+    file: Annotated[Path, typer.Option("--json", help="The results; the same command again goes on.")],
+    weights: Annotated[str, typer.Option(help="What the oracle draws from: shipped name, folder or hub id.")] = "tiny",
+    num: Annotated[int, typer.Option(min=1, help="The oracle's pictures per product and defect.")] = 2,
+) -> None:
+    """Fidelity, diversity, memorisation and the oracle in one JSON. `downstream` trains detectors and stands apart."""
+    from defectdiffu.evaluation import evaluate_all, table
+
+    result = evaluate_all(file, generated, real, weights, num)
+    for measure, score, value in table(result):
+        print(f"{measure:13}{score:42}{value}")
+    for measure, found in result["results"].items():
+        if "note" in found:
+            print(f"{measure:13}{found['note']}")
+    for measure, reason in result["left_out"].items():
+        print(f"{measure:13}left out: {reason}")
+
+
+@evaluate_app.command()
+def choices(
+    file: Annotated[Path, typer.Option("--json", help="The record.")],
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
+    num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 2,
+) -> None:
+    """Rendered products only: guidance, scales, steps and schedulers, each changed alone, on seeds of their own."""
+    from defectdiffu.evaluation.choices import run
+
+    run(weights, file, num)
+    print(file)
+
+
+@evaluate_app.command()
+def ablations(
+    data: Annotated[list[Path], typer.Option(help="A folder to train on; may be given again.")],
+    val: Annotated[Path, typer.Option(help="A folder of the same pairs, never trained on: held-out losses.")],
+    out: Annotated[Path, typer.Option(help="Runs and latents go here; the same command again goes on.")],
+    file: Annotated[Path, typer.Option("--json", help="The record, written anew after every variant.")],
+    steps: Annotated[int, typer.Option(min=1, help="Of training, for every variant.")] = 1000,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
+    variants: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per pair that the judge is shown.")] = 2,
+    preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
+) -> None:
+    """Train the model with one thing changed at a time, from scratch, and compare each with the full model."""
+    from defectdiffu.ablations import run
+
+    names = None if variants is None else [name.strip() for name in variants.split(",")]
+    run(load_preset(preset), data, val, steps, _numbers("seeds", seeds), out, file, names, num)
+    print(file)
 
 
 @app.command()
 def benchmark(
+    part: Annotated[str | None, typer.Argument(help="train or sample; both unless given.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also time what the released code does.")] = False,
     file: Json = None,
 ) -> None:
     """Measure training and sampling throughput of this machine."""
+    from defectdiffu.benchmark import PARTS
     from defectdiffu.benchmark import benchmark as run
 
-    _finish(run(load_preset(preset), repeats), file)
+    _finish(run(load_preset(preset), repeats, PARTS if part is None else (part,), baseline), file)
 
 
 def _pipeline(weights: str):
-    import torch
-
     from defectdiffu.pipeline import DefectDiffuPipeline
 
-    return DefectDiffuPipeline.from_pretrained(weights).to("cuda" if torch.cuda.is_available() else "cpu")
+    return DefectDiffuPipeline.from_pretrained(weights).to(_process().device)
+
+
+def _process():
+    """accelerate's state of this process: its device, and whether it is the one that reports."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class ModelConfig:
     attention_over: str = "positions"
     learn_sigma: bool = False
     null_product: str = "industry"
+    one_prompt: bool = False  # c_f to all three parts: the paper's ablation "OTP"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     sample_every: int = 2000
     compile: bool = False
+    accumulate: int = 1  # parts in which a batch is computed, one after another
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping them
+    average_on_cpu: bool = False  # keep the moving average in the CPU's memory
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ PRESETS = {
         name="tiny",
         image_size=64,
         start_from="tiny",
-        autoencoder=AutoencoderConfig(latent_channels=8),
+        autoencoder=AutoencoderConfig(latent_channels=8, steps=6000),
         sampling=SamplingConfig(w_p=2.0, w_d=2.0),
     ),
     # 256 px, about 20 minutes on one data-centre GPU.

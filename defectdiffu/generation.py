@@ -1,16 +1,27 @@
-"""Image-mask pairs as files: what a model generates, in the layout of MVTec AD."""
+"""Image-mask pairs as files: what a model generates, in the layout of MVTec AD.
 
+Images are kept one by one in a hidden folder until all are there. So a generation that was killed goes on where it
+stopped, and several processes share one: batch i is sampled by process i modulo their number.
+"""
+
+import hashlib
 import importlib.metadata
 import json
-import tempfile
+import shutil
+from functools import partial
 from pathlib import Path
 
-from defectdiffu.checkpoints import write_atomically
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from defectdiffu.checkpoints import write_atomically, writing
 from defectdiffu.errors import InputError
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD
 
 ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
+BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
 
 
 def generate_folder(
@@ -30,19 +41,14 @@ def generate_folder(
 
     Seeds seed, seed + 1, ... are used in turn. A defect image whose mask is empty is no pair: its seed is skipped and
     written down, so that nothing in `out` teaches a detector that a defect is no defect. What was done is appended to
-    out/generation.json and returned. Raises `InputError`, with nothing written, if no seed gives a pair or the folder
-    of this product and defect is there already.
+    out/generation.json and returned. A call that was killed goes on when it is made again, and ends in the same files.
+    Raises `InputError`, with nothing written, if no seed gives a pair or the folder of this product and defect is there
+    already.
     """
     if num < 1:
         raise InputError(f"num is {num}: it must be at least 1")
-    home = out / product
+    home, processes, is_new = out / product, PartialState(not torch.cuda.is_available()), not out.exists()
     target, truth = home / "test" / defect, home / "ground_truth" / defect
-    for there in (target, truth):
-        if there.exists():
-            raise InputError(f"{there} exists: choose another --out")
-    record_file = out / "generation.json"
-    records = json.loads(record_file.read_text()) if record_file.is_file() else []
-
     defaults = pipe.config
     settings = {
         "w_d": defaults.w_d if w_d is None else w_d,
@@ -50,46 +56,114 @@ def generate_folder(
         "num_inference_steps": steps or defaults.num_inference_steps,
         "guidance": guidance or defaults.guidance,
     }
+    work = out / f".part-{product}-{defect}"
+    begin(work, {"num": num, "seed": seed, **settings, "weights": digest(pipe)}, (target, truth), processes)
+
+    def discard() -> None:
+        if processes.is_main_process:
+            shutil.rmtree(work)
+            if is_new:
+                out.rmdir()
+
     pairs, skipped, next_seed = [], [], seed
-    while len(pairs) < num and next_seed < seed + ATTEMPTS * num:
-        seeds = list(range(next_seed, next_seed + num - len(pairs)))
-        result = pipe(product, defect, num_images=len(seeds), seeds=seeds, **settings)
-        for s, image, mask in zip(seeds, result.images, result.masks, strict=True):
-            if defect != GOOD and mask.getbbox() is None:
-                skipped.append(s)
-            else:
-                pairs.append((s, image, mask))
-        next_seed = seeds[-1] + 1
+    try:
+        while len(pairs) < num and next_seed < seed + ATTEMPTS * num:
+            seeds = list(range(next_seed, next_seed + num - len(pairs)))
+            sample(pipe, product, defect, seeds, settings, work, processes)
+            for s in seeds:
+                with Image.open(work / f"{s}_mask.png") as mask:
+                    (skipped if defect != GOOD and mask.getbbox() is None else pairs).append(s)
+            next_seed = seeds[-1] + 1
+    except InputError:
+        if not any(work.glob("*.png")):  # a name that the weights do not know, say
+            discard()
+        raise
+    processes.wait_for_everyone()
     if not pairs:
+        discard()
         raise InputError(
             f"none of {len(skipped)} images of {product} with {defect} has a mask: train longer or raise w_d; "
             "nothing was written"
         )
 
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
-        images, masks = Path(part) / "images", Path(part) / "masks"
-        images.mkdir()
-        masks.mkdir()
-        for i, (_, image, mask) in enumerate(pairs):
-            image.save(images / f"{i:03d}.png")
-            if defect != GOOD:
-                mask.save(masks / f"{i:03d}_mask.png")
-        if defect != GOOD:
-            truth.parent.mkdir(parents=True, exist_ok=True)
-            masks.rename(truth)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images.rename(target)
     record = {
         "product": product,
         "defect": defect,
-        "seeds": [s for s, _, _ in pairs],
+        "seeds": pairs,
         "seeds_without_mask": skipped,
         "trained_pair": defect in pipe.pairs.get(product, ()),
         **settings,
         "weights": str(pipe.config.get("_name_or_path", "")),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
     }
-    text = json.dumps([*records, record], indent=2)
-    write_atomically(record_file, lambda path: path.write_text(text))
+    if processes.is_main_process:
+        finish(work, {"_mask": truth, "": target} if defect != GOOD else {"": target}, pairs)
+        append(out / "generation.json", record)
+        shutil.rmtree(work)
+    processes.wait_for_everyone()
     return record
+
+
+def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: PartialState) -> None:
+    """Claim `work` for these settings, or find it as they left it. Raises `InputError` where something else is."""
+    file = work / "settings.json"
+    if file.is_file():
+        there = json.loads(file.read_text())
+        if changes := [f"{k}: {there.get(k)!r} there, {v!r} asked" for k, v in settings.items() if there.get(k) != v]:
+            raise InputError(
+                f"{work} holds a generation that was stopped, with other settings ({'; '.join(changes[:3])}): "
+                "finish it with its own, remove it, or choose another --out"
+            )
+    else:
+        for result in results:
+            if result.exists():
+                raise InputError(f"{result} exists: choose another --out")
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        write_atomically(file, lambda path: path.write_text(json.dumps(settings)))
+    processes.wait_for_everyone()
+
+
+def sample(pipe, product: str, defect: str, seeds: list[int], settings: dict, work: Path, processes) -> None:
+    """Sample this process's batches of `seeds` into `work`, but for those that are there; returns when all have."""
+    for number, start in enumerate(range(0, len(seeds), BATCH)):
+        batch = seeds[start : start + BATCH]
+        mine = number % processes.num_processes == processes.process_index
+        if not mine or all((work / f"{s}.png").is_file() for s in batch):
+            continue
+        result = pipe(product, defect, num_images=len(batch), seeds=batch, **settings)
+        for s, image, mask in zip(batch, result.images, result.masks, strict=True):
+            write_atomically(work / f"{s}_mask.png", partial(mask.save, format="png"))
+            write_atomically(work / f"{s}.png", partial(image.save, format="png"))  # last: it says that both are there
+    processes.wait_for_everyone()
+
+
+def finish(work: Path, results: dict[str, Path], pairs: list[int]) -> None:
+    """Put the pairs where they belong, each folder by one rename; those that are there were put there before a kill."""
+    with writing(work):
+        for suffix, result in results.items():
+            if result.exists():
+                continue
+            part = work / f"all{suffix}"
+            part.mkdir(exist_ok=True)
+            for i, s in enumerate(pairs):
+                shutil.copyfile(work / f"{s}{suffix}.png", part / f"{i:03d}{suffix}.png")
+            result.parent.mkdir(parents=True, exist_ok=True)
+            part.rename(result)
+
+
+def append(file: Path, record: dict) -> None:
+    """Add a record to a JSON list, unless it is there."""
+    records = json.loads(file.read_text()) if file.is_file() else []
+    if json.loads(json.dumps(record)) not in records:
+        text = json.dumps([*records, record], indent=2)
+        write_atomically(file, lambda path: path.write_text(text))
+
+
+def digest(pipe: DefectDiffuPipeline) -> str:
+    """What tells these weights from others."""
+    found = hashlib.sha256()
+    for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
+        for value in part.state_dict().values():
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

@@ -103,16 +103,19 @@ def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, C
     batch, channels = x.shape[:2]
 
     def stack(prompts: list[PromptEmbedding]) -> PromptEmbedding:
-        return PromptEmbedding.cat([p.map(lambda v: v.expand(batch, *v.shape[1:])) for p in prompts])
+        # Prompts are embedded where the text encoder is, which may be offloaded to the CPU.
+        return PromptEmbedding.cat([p.map(lambda v: v.to(x.device).expand(batch, *v.shape[1:])) for p in prompts])
 
-    products = {branch[1]: c.product for branch, c in conditions.items()}
+    # With one prompt for all parts the background blocks are told of the defect as well: nothing is shared.
+    product = {branch: branch if transformer.config.one_prompt else branch[1] for branch in conditions}
+    products = {product[branch]: c.product for branch, c in conditions.items()}
     n = len(products)
     hidden = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), stack(list(products.values())))  # (n B, T, D)
     hidden = dict(zip(products, hidden.chunk(n), strict=True))
 
     n = len(conditions)
     out = transformer.defect_and_fusion(
-        torch.cat([hidden[branch[1]] for branch in conditions]),  # (n B, T, D)
+        torch.cat([hidden[product[branch]] for branch in conditions]),  # (n B, T, D)
         t.repeat(n),
         stack([c.defect for c in conditions.values()]),
         stack([c.fusion for c in conditions.values()]),

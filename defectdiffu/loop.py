@@ -1,10 +1,11 @@
 """One training loop for every stage: accelerate, AdamW, EMA, checkpoints that resume."""
 
 import contextlib
+import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from defectdiffu.checkpoints import (
     write_atomically,
 )
 from defectdiffu.errors import InputError
+from defectdiffu.sharding import is_sharded, shard_like, whole
 
 LOG_EVERY = 50
 
@@ -40,36 +42,80 @@ def fit(
     max_grad_norm: float,
     checkpoint_every: int,
     label: str,
+    accumulate: int = 1,
+    average_on_cpu: bool = False,
     every: int = 0,
     watch: Callable[[int, dict], None] = lambda step, log: None,
 ) -> nn.Module:
     """Train `module` from its newest checkpoint in `folder` to `steps`; it is left with its EMA weights.
 
-    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`.
-    `watch(step, log)` is called every `every` steps and at the end, with EMA weights in place.
+    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`. A batch is computed
+    in `accumulate` equal parts. `watch(step, log)` is called every `every` steps and at the end, with EMA weights in
+    place. The average is kept in full precision, with `average_on_cpu` in the CPU's memory.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
-
-    start = 0
-    if (checkpoint := load_newest_checkpoint(folder)) is not None:
+    checkpoint = load_newest_checkpoint(folder)
+    if checkpoint is not None:
         tensors, metadata = checkpoint
-        start = metadata["step"]
         module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
-        ema.shadow_params = [tensors[f"ema.{n}"].to(accelerator.device) for n in names]
+    # Sharded weights are of use to their own forward pass alone: a copy is trained, and `module` is there to be looked
+    # at, in the CPU's memory until then.
+    sharded = is_sharded(accelerator)
+    trained = copy.deepcopy(module) if sharded else module
+    if sharded:
+        module.to("cpu")
+
+    optimizer = torch.optim.AdamW(
+        [p for p in trained.parameters() if p.requires_grad],
+        learning_rate,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.99),
+    )
+    wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
+    if average_on_cpu:
+        ema.to("cpu")
+    start = 0
+    if checkpoint is not None:
+        start = metadata["step"]
+        ema.shadow_params = [shard_like(tensors[f"ema.{n}"], p) for n, p in zip(names, ema.shadow_params, strict=True)]
         ema.optimization_step = start
         prefix = "optimizer."
         load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        del checkpoint, tensors
 
     def save(step: int) -> None:
+        if not (sharded or accelerator.is_main_process):
+            return
+        tensors = {f"model.{n}": whole(p.detach()) for n, p in zip(names, parameters, strict=True)}
+        tensors |= {f"ema.{n}": whole(p) for n, p in zip(names, ema.shadow_params, strict=True)}
+        tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
         if accelerator.is_main_process:
-            tensors = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
-            tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
-            tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
             save_checkpoint(folder, step, tensors, {})
+
+    @torch.no_grad()
+    def show_average() -> None:
+        """Put the averaged weights into `module`."""
+        if not sharded:
+            ema.copy_to(parameters)
+            return
+        module.to(accelerator.device)
+        shown = [p for p in module.parameters() if p.requires_grad]
+        for p, average in zip(shown, ema.shadow_params, strict=True):
+            p.copy_(whole(average))
+
+    @contextlib.contextmanager
+    def averaged() -> Iterator[None]:
+        """`module` has the averaged weights in this block, and is as it was after it."""
+        if not sharded:
+            ema.store(parameters)
+        show_average()
+        yield
+        if sharded:
+            module.to("cpu")
+        else:
+            ema.restore(parameters)
 
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"
@@ -83,19 +129,14 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
         batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
-        with accelerator.autocast(), attention_kernel(accelerator):
-            terms = wrapped(batch)
-            accelerator.backward(terms["loss"])
-        accelerator.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
+        terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, max_grad_norm)
+        ema.step([p.to(average.device) for p, average in zip(parameters, ema.shadow_params, strict=True)])
         bar.update()
 
         last = step + 1 == steps
         watched = every and ((step + 1) % every == 0 or last)
         if (step + 1) % LOG_EVERY == 0 or last or watched:
-            values = {k: float(accelerator.reduce(v.detach(), "mean")) for k, v in terms.items()}
+            values = {k: float(accelerator.reduce(v, "mean")) for k, v in terms.items()}
             if not math.isfinite(values["loss"]):
                 raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
             now = time.perf_counter()
@@ -104,10 +145,8 @@ def fit(
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
             log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
             if watched:
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                watch(step + 1, log)
-                ema.restore(parameters)
+                with averaged():
+                    watch(step + 1, log)
             if main:
                 with log_file.open("a") as file:
                     file.write(json.dumps(log) + "\n")
@@ -115,8 +154,46 @@ def fit(
             save(step + 1)
             accelerator.wait_for_everyone()
     bar.close()
-    ema.copy_to(parameters)
+    show_average()
     return module
+
+
+def take_step(
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    optimizer,
+    parameters: list[nn.Parameter],
+    batch: dict,
+    accumulate: int,
+    max_grad_norm: float,
+) -> dict[str, Tensor]:
+    """One step of the optimiser over a batch, in `accumulate` parts one after another; returns its mean loss terms."""
+    terms: dict[str, Tensor] = {}
+    parts = split_batch(batch, accumulate)
+    for part in parts:
+        last = part is parts[-1]  # processes exchange gradients then
+        alone = contextlib.nullcontext() if last else accelerator.no_sync(wrapped)
+        with alone, accelerator.autocast(), attention_kernel(accelerator):
+            out = wrapped(part)
+            accelerator.backward(out["loss"] / accumulate)
+        terms = {key: terms.get(key, 0) + value.detach() / accumulate for key, value in out.items()}
+    accelerator.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return terms
+
+
+def split_batch(batch: dict, parts: int) -> list[dict]:
+    """A batch as equal parts; what is neither a list nor a tensor of the batch's length goes to each."""
+    if parts == 1:
+        return [batch]
+    size = len(batch["x"])
+
+    def part(value, i: int):
+        whole_batch = isinstance(value, (list, Tensor)) and len(value) == size
+        return value[i * size // parts : (i + 1) * size // parts] if whole_batch else value
+
+    return [{key: part(value, i) for key, value in batch.items()} for i in range(parts)]
 
 
 def attention_kernel(accelerator: Accelerator):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import PatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from defectdiffu.errors import InputError, check_choice
@@ -114,11 +115,11 @@ CROSS_ATTENTION = {"positions": PositionAttention, "tokens": TokenAttention}
 class Block(nn.Module):
     """A DiT block; with `cross_attention`, a defect block, which also returns its maps."""
 
-    def __init__(self, width: int, heads: int, cross_attention: nn.Module | None = None):
+    def __init__(self, width: int, heads: int, cross_attention: nn.Module | None = None, gelu: str = "tanh"):
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.cross_attention = cross_attention
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate=gelu), nn.Linear(4 * width, width))
         self.adaln = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
@@ -153,6 +154,23 @@ class MaskHead(nn.Module):
         return self.layers(maps)
 
 
+class ReleasedMaskHead(nn.Module):
+    """The mask head of the paper's released code: every token for itself, its maps normalised over blocks and heads.
+
+    widths: of its two hidden layers. Between its three linear layers nothing bends.
+    """
+
+    def __init__(self, maps: int, widths: tuple[int, int], out_channels: int):
+        super().__init__()
+        first, second = widths
+        self.layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(maps, first), nn.Linear(first, second), nn.Linear(second, out_channels)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(layer_norm(maps.movedim(1, -1))).movedim(-1, 1)  # (B, maps, h, w) -> (B, out, h, w)
+
+
 @dataclass
 class TransformerOutput:
     """sample (B, C, H, W) or, with learned sigma, (B, 2C, H, W); mask (B, C, H, W); attention (B, h, w), Eq. 7;
@@ -171,8 +189,14 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     background_blocks, defect_blocks, fusion_blocks: N, M and K of the paper.
     attention_over: "positions" (as released) or "tokens" (Eq. 5).
     null_product: the word that stands for no product in particular in prompts.
-    trained_on: {product: its defects}, the pairs that the weights have seen; kept with them, of no effect here.
+    frequency_shift: 1 where the step's frequencies fall as i / 127, as in diffusers' DiT; 0 where as i / 128, as in the
+    original. released: hidden widths of the released code's mask head; the model is then that code's, GELU exact.
+    one_prompt: whether all three parts were given c_f (the paper's ablation "OTP").
+    trained_on: {product: its defects}, the pairs that the weights have seen.
+    The last three are for whoever writes the prompts; kept with the weights, of no effect here.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -188,7 +212,10 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         text_dim: int = 64,
         attention_over: str = "positions",
         learn_sigma: bool = False,
+        frequency_shift: int = 1,
+        released: tuple[int, int] | None = None,
         null_product: str = "industry",
+        one_prompt: bool = False,
         trained_on: dict[str, list[str]] | None = None,
     ):
         super().__init__()
@@ -200,23 +227,29 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
             )
         self.side = sample_size // patch_size  # tokens along one side of the picture
         self.patch_embed = PatchEmbed(sample_size, sample_size, patch_size, in_channels, width)
-        self.time_features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)
+        self.time_features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=frequency_shift)
         self.time_embed = TimestepEmbedding(256, width)
         self.product_proj = nn.Linear(text_dim, width)
         self.defect_proj = nn.Linear(text_dim, width)
         self.fusion_proj = nn.Linear(text_dim, width)
 
+        self.gradient_checkpointing = False  # switched by `enable_gradient_checkpointing`
         cross = CROSS_ATTENTION[attention_over]
-        self.background_part = nn.ModuleList(Block(width, heads) for _ in range(background_blocks))
+        gelu = "tanh" if released is None else "none"
+        self.background_part = nn.ModuleList(Block(width, heads, gelu=gelu) for _ in range(background_blocks))
         self.defect_part = nn.ModuleList(
-            Block(width, heads, cross(width, text_dim, heads)) for _ in range(defect_blocks)
+            Block(width, heads, cross(width, text_dim, heads), gelu) for _ in range(defect_blocks)
         )
-        self.fusion_part = nn.ModuleList(Block(width, heads) for _ in range(fusion_blocks))
+        self.fusion_part = nn.ModuleList(Block(width, heads, gelu=gelu) for _ in range(fusion_blocks))
 
         patch = patch_size**2
         self.final_adaln = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, patch * in_channels * (2 if learn_sigma else 1))
-        self.mask_head = MaskHead(defect_blocks * heads, width, patch * in_channels)
+        maps = defect_blocks * heads
+        if released is None:
+            self.mask_head = MaskHead(maps, width, patch * in_channels)
+        else:
+            self.mask_head = ReleasedMaskHead(maps, released, patch * in_channels)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -237,15 +270,41 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         for layer in (self.final_adaln, self.final):
             nn.init.zeros_(layer.weight)
 
+    @classmethod
+    def from_dit(cls, name: str, text_dim: int = 768, output_loading_info: bool = False, **settings):
+        """A transformer that begins from a class-conditional DiT, its class embedding dropped, learned sigma kept.
+
+        name: a folder or hub id of diffusers' format ("facebook/DiT-XL-2-512"), or an original `.pt` checkpoint, of
+        which nothing but tensors is read. settings: of this class, where they differ from the DiT's. With
+        `output_loading_info` it returns (transformer, names of the parameters that are new). Raises `InputError` for
+        what is no DiT.
+        """
+        from defectdiffu.dit import new_transformer
+
+        transformer, new = new_transformer(str(name), text_dim, **settings)
+        return (transformer, new) if output_loading_info else transformer
+
+    @classmethod
+    def from_released(cls, path, heads: int = 16, **settings) -> "DefectDiffuTransformer":
+        """The model of a checkpoint that the paper's released training code wrote.
+
+        Its prompts are read by CLIP RN50 (`released.ReleasedPrompts`). Raises `InputError` for another model's file.
+        """
+        from defectdiffu.released import read_released
+
+        return read_released(path, heads, **settings)
+
+    @apply_forward_hook
     def background(self, x: Tensor, t: Tensor, product: PromptEmbedding) -> Tensor:
         """The N background blocks: x (B, C, H, W), t (B,) -> hidden (B, T, D). They see c_p alone, so guidance
         branches that share a product condition can share this pass."""
         c = self._embed_time(t) + self.product_proj(product.pooled)  # (B, D)
         h = self.patch_embed(x)  # (B, T, D)
         for block in self.background_part:
-            h, _ = block(h, c, product)
+            h, _ = self._run(block, h, c, product)
         return h
 
+    @apply_forward_hook
     def defect_and_fusion(
         self, h: Tensor, t: Tensor, defect: PromptEmbedding, fusion: PromptEmbedding
     ) -> TransformerOutput:
@@ -254,17 +313,20 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         c = time + self.defect_proj(defect.pooled)  # (B, D)
         maps = []
         for block in self.defect_part:
-            h, block_maps = block(h, c, defect)
+            h, block_maps = self._run(block, h, c, defect)
             maps.append(block_maps)
         c = time + self.fusion_proj(fusion.pooled)  # (B, D)
         for block in self.fusion_part:
-            h, _ = block(h, c, fusion)
+            h, _ = self._run(block, h, c, fusion)
         shift, scale = self.final_adaln(F.silu(c)).chunk(2, dim=-1)
         patches = self.final(modulate(layer_norm(h), shift, scale))  # (B, T, p * p * C)
 
         maps = torch.stack(maps, dim=1).unflatten(-1, (self.side, self.side))  # (B, M, heads, h, w)
-        scale = maps[0, 0, 0].numel() if self.config.attention_over == "positions" else 2.0  # brings maps to about 1
-        mask = self.mask_head((maps.flatten(1, 2) * scale - 1).to(self.dtype))  # (B, p * p * C, h, w)
+        seen = maps.flatten(1, 2)  # (B, M * heads, h, w)
+        if self.config.released is None:
+            scale = self.side**2 if self.config.attention_over == "positions" else 2.0  # brings maps to about 1
+            seen = seen * scale - 1
+        mask = self.mask_head(seen.to(self.dtype))  # (B, p * p * C, h, w)
         return TransformerOutput(
             sample=self._unpatchify(patches.transpose(1, 2).unflatten(-1, (self.side, self.side))),
             mask=self._unpatchify(mask),
@@ -277,6 +339,12 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     ) -> TransformerOutput:
         """x (B, C, H, W) noisy latents, t (B,) steps, three prompts of B each -> `TransformerOutput`."""
         return self.defect_and_fusion(self.background(x, t, product), t, defect, fusion)
+
+    def _run(self, block: Block, h: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
+        """The block; where gradients are checkpointed, what it computes inside is forgotten and computed again."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, h, c, prompt)
+        return block(h, c, prompt)
 
     def _embed_time(self, t: Tensor) -> Tensor:
         return self.time_embed(self.time_features(t).to(self.dtype))  # (B, D)

@@ -64,7 +64,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
         self.register_to_config(guidance=guidance, w_p=w_p, w_d=w_d, num_inference_steps=num_inference_steps)
-        self.encoder = PromptEncoder(tokenizer, text_encoder)
+        self.encoder = PromptEncoder(tokenizer, text_encoder, transformer.config.one_prompt)
 
     @property
     def pairs(self) -> dict[str, list[str]]:

@@ -7,11 +7,9 @@ import torch
 
 from defectdiffu.autoencoder import build_autoencoder
 from defectdiffu.config import Preset
-from defectdiffu.model import DefectDiffuTransformer
+from defectdiffu.memory import meta_transformer, savings, training_memory
 from defectdiffu.training import precision, read_samples
 
-BYTES_PER_PARAMETER = 4 + 4 + 8 + 4  # weight, gradient, AdamW's two moments, EMA
-ACTIVATIONS_PER_BLOCK = 34  # numbers kept for the backward pass, per token and unit of width
 UTILISATION = 0.3  # share of the device's matrix-product rate that small transformers reach
 
 
@@ -29,19 +27,12 @@ def plan(preset: Preset, data: list[Path]) -> dict:
 
     model, settings = preset.model, preset.training
     ours = preset.autoencoder.pretrained is None and preset.start_from is None  # one is trained
+    transformer = meta_transformer(preset)
     with torch.device("meta"):
-        transformer = DefectDiffuTransformer(
-            sample_size=preset.latent_size,
-            in_channels=preset.autoencoder.latent_channels,
-            text_dim=preset.text.width,
-            **{k: v for k, v in vars(model).items() if k != "pretrained"},
-        )
         vae = build_autoencoder(preset.autoencoder) if ours else None
     parameters = sum(p.numel() for p in transformer.parameters())
     blocks = model.background_blocks + model.defect_blocks + model.fusion_blocks
     tokens = transformer.side**2
-    number = 2 if precision() != "no" else 4
-    activations = settings.batch_size * tokens * blocks * model.width * ACTIVATIONS_PER_BLOCK * number
 
     # Forward and backward cost 3 times the forward: 2 per weight and token, and the attention's two products.
     per_token = 2 * 12 * model.width**2 + 4 * tokens * model.width
@@ -56,7 +47,8 @@ def plan(preset: Preset, data: list[Path]) -> dict:
             "autoencoder": sum(p.numel() for p in vae.parameters()) if ours else None,
         },
         "precision": precision(),
-        "memory_gb": round((parameters * BYTES_PER_PARAMETER + activations) / 1e9, 2),
+        "memory_gb": round(training_memory(preset, precision())["total"], 2),
+        "memory_savings_gb": {name: round(gb, 2) for name, gb in savings(preset, precision()).items()},
         "minutes": round(work / (UTILISATION * matrix_rate()) / 60, 1),
         "device": device_name(),
     }

@@ -85,11 +85,13 @@ class PromptEncoder:
 
     Prompts repeat (a data set has a few dozen), so each distinct one is read once a call; without gradients its
     embedding is kept for the calls to come, which suits a frozen encoder. Call `forget` when its weights changed.
+    one_prompt: `conditions` gives c_f to all three parts, the paper's ablation of the single-object prompts.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModel):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModel, one_prompt: bool = False):
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
+        self.one_prompt = one_prompt
         self._prefix_length = len(tokenizer(PREFIX, add_special_tokens=False).input_ids)
         self._cache: dict[str, PromptEmbedding] = {}
 
@@ -123,9 +125,12 @@ class PromptEncoder:
 
     def conditions(self, products: list[str], defects: list[str]) -> Conditions:
         """c_p, c_d and c_f for B images, given the product's and the defect's name of each."""
-        pairs = list(zip(defects, products, strict=True))
+        fusion = [fusion_prompt(d, p) for d, p in zip(defects, products, strict=True)]
+        if self.one_prompt:
+            embedded = self(fusion)
+            return Conditions(embedded, embedded, embedded)
         prompts = [background_prompt(p) for p in products] + [defect_prompt(d) for d in defects]
-        embedded = self(prompts + [fusion_prompt(d, p) for d, p in pairs])
+        embedded = self(prompts + fusion)
         n = len(products)
         return Conditions(embedded[:n], embedded[n : 2 * n], embedded[2 * n :])
 

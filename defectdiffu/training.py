@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from diffusers import AutoencoderTiny, DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -25,13 +25,17 @@ from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
 from defectdiffu.loop import fit
 from defectdiffu.masks import resize_mask, to_picture
+from defectdiffu.memory import explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD, PromptEncoder
+from defectdiffu.sharding import build_accelerator, is_sharded
 
 
 class Denoiser(nn.Module):
     """Transformer and, where it is trained along, text encoder: one module for optimiser, EMA and accelerate."""
+
+    _no_split_modules = ["Block"]  # noqa: RUF012 (what accelerate reads: the units that sharding gathers)
 
     def __init__(self, transformer: DefectDiffuTransformer, encoder: PromptEncoder, preset: Preset):
         super().__init__()
@@ -87,9 +91,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
     data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
     `InputError` for unusable data and for an `out` that was begun with other settings.
     """
-    accelerator = Accelerator(
-        mixed_precision=precision(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
+    accelerator = build_accelerator(precision())
+    check_shares(preset, accelerator)
     samples = read_samples(preset, data)
     with accelerator.main_process_first():
         claim(out, preset)
@@ -114,6 +117,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
     denoiser = Denoiser(pipe.transformer, pipe.encoder, preset).to(accelerator.device)
     if preset.training.compile:
         denoiser.transformer.compile()
+    if preset.training.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
 
     def watch(step: int, log: dict) -> None:
         pipe.encoder.forget()
@@ -123,22 +128,25 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
             save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
 
     settings = preset.training
-    fit(
-        accelerator,
-        denoiser,
-        lambda step: draw_batch(latents, preset, step, accelerator),
-        out / "checkpoints",
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_steps,
-        ema_decay=settings.ema_decay,
-        max_grad_norm=settings.max_grad_norm,
-        checkpoint_every=settings.checkpoint_every,
-        label="transformer",
-        every=settings.sample_every,
-        watch=watch,
-    )
+    with explained(preset, precision(), accelerator.num_processes):
+        fit(
+            accelerator,
+            denoiser,
+            lambda step: draw_batch(latents, preset, step, accelerator),
+            out / "checkpoints",
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_steps=settings.warmup_steps,
+            ema_decay=settings.ema_decay,
+            max_grad_norm=settings.max_grad_norm,
+            checkpoint_every=settings.checkpoint_every,
+            label="transformer",
+            accumulate=settings.accumulate,
+            average_on_cpu=settings.average_on_cpu,
+            every=settings.sample_every,
+            watch=watch,
+        )
     if accelerator.is_main_process:
         export(pipe, out)
     accelerator.wait_for_everyone()
@@ -158,12 +166,25 @@ def read_samples(preset: Preset, data: list[Path]) -> list:
     return samples
 
 
+def check_shares(preset: Preset, accelerator: Accelerator) -> None:
+    """Raises `InputError` unless the batch divides evenly: only then is the mean of the parts' means its mean."""
+    settings, processes = preset.training, accelerator.num_processes
+    if settings.accumulate < 1 or settings.batch_size % (processes * settings.accumulate):
+        raise InputError(
+            f"training.batch_size {settings.batch_size} must be a multiple of {processes} processes x "
+            f"training.accumulate {settings.accumulate}"
+        )
+    for name in ("compile", "average_on_cpu"):
+        if getattr(settings, name) and is_sharded(accelerator):
+            raise InputError(f"training.{name} does not go with sharded weights (FSDP): turn one of them off")
+
+
 def claim(out: Path, preset: Preset) -> None:
     """Make `out` this configuration's folder; raises `InputError` if it is another's, naming what differs."""
     file = out / "config.json"
-    settings = json.loads(json.dumps(preset.to_dict()))
+    settings = preset.to_dict()
     if file.is_file():
-        there = json.loads(file.read_text())
+        there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings that came since have their defaults
         changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
         if changes:
             raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
@@ -210,6 +231,11 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         return load_autoencoder(settings.pretrained)
     if (out / "autoencoder" / "config.json").is_file():
         return AutoencoderTiny.from_pretrained(out / "autoencoder", dtype=torch.float32)
+    if is_sharded(accelerator):
+        raise InputError(
+            "the autoencoder is too small to be trained with sharded weights (FSDP): train it first, in one process, "
+            "or name one that is trained as autoencoder.pretrained"
+        )
     vae = autoencoder.build_autoencoder(settings).to(accelerator.device, memory_format=torch.channels_last)
     device = accelerator.device
     pictures = pictures.to(device)  # small enough, and augmenting them there keeps a GPU busy
@@ -221,7 +247,7 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         images, masks = pictures.augmented(index, rng)
         # For every eight pictures a mask, of a defect image where the draw has one: masks are learned at once.
         order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
-        x = torch.cat([images, to_picture(masks[order])])
+        x = torch.cat([autoencoder.recombine(images, masks, generator), to_picture(masks[order])])
         x = x[: len(x) - len(x) % accelerator.num_processes]  # equal shares, so that the mean of means is the mean
         noise = torch.randn(len(x), *size, generator=generator, device=device)
         return _slice(accelerator, {"x": x.contiguous(memory_format=torch.channels_last), "noise": noise})

@@ -16,7 +16,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from defectdiffu.errors import InputError
+from defectdiffu.errors import InputError, check_choice
 
 # Okabe and Ito's palette, told apart under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -124,6 +124,40 @@ def to_webp(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def pairs(out, side: int = 192) -> Image.Image:
+    """Return an output of the pipeline as one picture: its images, below each of them the same with its mask."""
+    images = [enlarge(image, side) for image in out.images]
+    masks = [enlarge(mask, side) for mask in out.masks]
+    return mosaic([images, [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]])
+
+
+def slider(
+    pipe,
+    product: str | None = None,
+    defect: str | None = None,
+    over: str = "w_d",
+    values: Sequence = (0, 0.5, 1, 1.5, 2, 2.5, 3),
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    live: bool = False,
+    **settings,
+) -> HTML | ipywidgets.Widget:
+    """Return the slider of a pipeline: frames that stay in the page or, with `live`, widgets that ask the kernel.
+
+    over: which argument of the pipeline the static slider moves, through `values`; every frame shows the same `seeds`,
+    above alone, below with their masks. settings: other arguments of the pipeline, "w_p" for one. The live slider has
+    a control for each argument and begins with the values given here and the first seed.
+    Raises `InputError` for an `over` that is no such argument.
+    """
+    check_choice("over", over, ("product", "defect", "w_d", "w_p", "num_inference_steps", "guidance"))
+    asked = {"product": product or pipe.products[0], "defect": defect or pipe.defects[0], **settings}
+    if live:
+        return live_slider(pipe, seed=seeds[0], **asked)
+    frames = [pairs(pipe(**asked | {over: v}, seeds=seeds, num_images=len(seeds))) for v in values]
+    told = ", ".join(asked[name] for name in ("product", "defect") if name != over)
+    label = "steps" if over == "num_inference_steps" else over
+    return static_slider(frames, values, label, f"{told}; above alone, below with its mask;", start=len(values) // 2)
+
+
 # Everything hangs on the figure that the range input stands in: no ids, so any number of sliders share a page.
 MOVE = (
     "const f = this.closest('figure'), frames = f.querySelectorAll('img'), text = frames[this.value].dataset.text;"
@@ -133,61 +167,67 @@ MOVE = (
 
 
 def static_slider(
-    frames: Sequence[Image.Image], values: Sequence[float], label: str = "w_d", alt: str = "", start: int = 0
+    frames: Sequence[Image.Image], values: Sequence, label: str = "w_d", alt: str = "", start: int = 0
 ) -> HTML:
     """Return a slider over frames that are part of the page: it needs no kernel, no server and no network.
 
-    frames, values: one value per frame; label: what the values are; alt: what the frames show, for those who cannot
-    see them; start: index of the frame to begin with. Moved by mouse, touch or arrow keys.
+    frames, values: one number or name per frame; label: what the values are; alt: what the frames show, for those who
+    cannot see them; start: index of the frame to begin with. Moved by mouse, touch or arrow keys.
     Raises `InputError` if there are no frames or not one value for each.
     """
     if not frames or len(frames) != len(values):
         raise InputError(
             f"{len(frames)} frames and {len(values)} values: give at least one frame, and a value for each"
         )
-    texts = [html.escape(f"{label} = {value:g}") for value in values]
+    texts = [html.escape(f"{label} = {value if isinstance(value, str) else f'{value:g}'}") for value in values]
     images = "".join(
-        f'<img src="data:image/webp;base64,{base64.b64encode(to_webp(frame)).decode()}" data-text="{text}" '
-        f'alt="{html.escape(alt)} {text}" width="{frame.width}" height="{frame.height}" '
+        f'<img class="dark-light" src="data:image/webp;base64,{base64.b64encode(to_webp(frame)).decode()}" '
+        f'data-text="{text}" alt="{html.escape(alt)} {text}" width="{frame.width}" height="{frame.height}" '
         f'style="display:{"block" if i == start else "none"};max-width:100%;height:auto;margin:0">'
         for i, (frame, text) in enumerate(zip(frames, texts, strict=True))
     )
+    # Black on white whatever the page's colours, and no dimmed frames on a dark one (the theme's class "dark-light");
+    # the control is as high as a finger needs; a screen reader hears the value from the control alone.
     return HTML(
-        f'<figure style="margin:1em 0;max-width:{frames[0].width}px">{images}'
-        f'<label style="display:flex;gap:1em;align-items:center;margin-top:0.5em">'
+        f'<figure style="margin:1em 0;padding:8px;width:fit-content;max-width:100%;box-sizing:border-box;'
+        f'background:white;color:black;border-radius:4px">{images}'
+        f'<label style="display:flex;gap:1em;align-items:center;margin:0.25em 0 0">'
         f'<input type="range" min="0" max="{len(frames) - 1}" step="1" value="{start}" autocomplete="off" '
-        f'aria-label="{html.escape(label)}" aria-valuetext="{texts[start]}" oninput="{MOVE}" style="flex:1;height:2em">'
-        f'<output style="min-width:7em;font-variant-numeric:tabular-nums">{texts[start]}</output></label></figure>'
+        f'aria-label="{html.escape(label)}" aria-valuetext="{texts[start]}" oninput="{MOVE}" '
+        f'style="flex:1;min-width:0;height:2.75em;accent-color:{COLOURS[0]}">'
+        f'<output aria-live="off" style="min-width:7em;font-variant-numeric:tabular-nums">{texts[start]}</output>'
+        f"</label></figure>"
     )
 
 
-def live_slider(pipe, product: str | None = None, defect: str | None = None) -> ipywidgets.Widget:
+def live_slider(pipe, product: str | None = None, defect: str | None = None, seed: int = 0, **settings):
     """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the pair they give.
 
-    A setting that was seen before is shown again at once; the line below says how long the last new frame took.
+    settings: values of w_d, w_p and num_inference_steps to begin with; anything else goes to every call as it is.
+    Only the picture is redrawn, and a setting that was seen before is shown again at once; the line below the controls
+    says how long the last new frame took.
     """
-    config = pipe.config
+    start = {name: settings.pop(name, pipe.config[name]) for name in ("w_d", "w_p", "num_inference_steps")}
+    waits = {"continuous_update": False}  # a frame is asked for when the handle is let go, not on its way
     controls = {
         "product": ipywidgets.Dropdown(options=pipe.products, value=product or pipe.products[0]),
         "defect": ipywidgets.Dropdown(options=["good", *pipe.defects], value=defect or pipe.defects[0]),
-        "w_d": ipywidgets.FloatSlider(config.w_d, min=0, max=4, step=0.25, continuous_update=False),
-        "w_p": ipywidgets.FloatSlider(config.w_p, min=0, max=4, step=0.25, continuous_update=False),
-        "seed": ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1),
-        "num_inference_steps": ipywidgets.IntSlider(
-            config.num_inference_steps, min=1, max=100, continuous_update=False
-        ),
+        "w_d": ipywidgets.FloatSlider(start["w_d"], min=0, max=4, step=0.25, **waits),
+        "w_p": ipywidgets.FloatSlider(start["w_p"], min=0, max=4, step=0.25, **waits),
+        "seed": ipywidgets.BoundedIntText(seed, min=0, max=2**31 - 1),
+        "num_inference_steps": ipywidgets.IntSlider(start["num_inference_steps"], min=1, max=100, **waits),
     }
     for name, control in controls.items():
         control.description = "steps" if name == "num_inference_steps" else name
     picture, status = ipywidgets.Image(format="webp"), ipywidgets.Label()
 
     @cache
-    def draw(seed: int, **settings) -> bytes:
+    def draw(seed: int, **chosen) -> bytes:
+        status.value = "drawing ..."
         begin = time.perf_counter()
-        out = pipe(seeds=[seed], **settings)
+        out = pipe(seeds=[seed], **settings, **chosen)
         status.value = f"a frame takes {time.perf_counter() - begin:.1f} s"
-        image, mask = enlarge(out.images[0], 256), enlarge(out.masks[0], 256)
-        return to_webp(mosaic([[image, overlay(image, mask)]]))
+        return to_webp(pairs(out, 256))
 
     def redraw(_change=None) -> None:
         picture.value = draw(**{name: control.value for name, control in controls.items()})
@@ -195,4 +235,5 @@ def live_slider(pipe, product: str | None = None, defect: str | None = None) -> 
     for control in controls.values():
         control.observe(redraw, "value")
     redraw()
-    return ipywidgets.HBox([ipywidgets.VBox([*controls.values(), status]), picture])
+    left = ipywidgets.VBox([*controls.values(), status])
+    return ipywidgets.HBox([left, picture], layout=ipywidgets.Layout(flex_flow="row wrap"))

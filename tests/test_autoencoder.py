@@ -84,3 +84,23 @@ def test_fidelity_by_hand():
     assert off["mask_iou"] == 1
     lost = autoencoder.fidelity(Shift(1.5), pictures, masks)
     assert lost["mask_iou"] == pytest.approx(8 / 32)  # everything is called defect
+
+
+def test_recombined_pictures_keep_their_values_and_differ_in_colour_or_through_a_mask():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(32, 3, 8, 8, generator=generator) * 2 - 1
+    masks = torch.zeros(32, 8, 8)
+    masks[::2, 2:4, 2:4] = 1
+    out = autoencoder.recombine(pictures, masks, torch.Generator().manual_seed(1))
+    assert out.shape == pictures.shape
+    # Every value stems from a picture's channels, perhaps inverted.
+    assert torch.isin(out.abs(), pictures.abs()).all()
+    untouched = (out == pictures).flatten(1).all(1)
+    assert 4 <= untouched.sum() <= 28
+    assert torch.equal(out, autoencoder.recombine(pictures, masks, torch.Generator().manual_seed(1)))
+
+
+def test_recombining_without_a_mask_only_changes_colours():
+    pictures = torch.rand(16, 3, 4, 4) * 2 - 1
+    out = autoencoder.recombine(pictures, torch.zeros(16, 4, 4), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(out.abs().sort(dim=1).values, pictures.abs().sort(dim=1).values)

@@ -9,6 +9,8 @@ from PIL import Image
 
 from defectdiffu import DefectDiffuPipeline, cli
 
+ABLATIONS = ["--data", "DATA", "--val", "DATA", "--json", "record.json"]
+
 
 @pytest.fixture
 def run(monkeypatch, capsys):
@@ -82,6 +84,8 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(run, weights, tmp_
         ),
         (["train", "--preset", "tinny", "--data", "DATA"], "unknown preset 'tinny': did you mean tiny?"),
         (["train", "--preset", "tiny", "--data", "NOWHERE"], "NOWHERE"),
+        (["evaluate", "ablations", *ABLATIONS, "--seeds", "0;1"], "seeds are whole numbers with commas between"),
+        (["evaluate", "ablations", *ABLATIONS, "--variants", "one promt"], "unknown variant 'one promt'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, weights, tmp_path, arguments, message):

@@ -1,10 +1,15 @@
 import json
+import os
+import signal
+import socket
 
 import numpy as np
 import pytest
+import torch
+from helpers import in_another_process, processes, random_pipeline
 from PIL import Image
 
-from defectdiffu import InputError
+from defectdiffu import InputError, generation
 from defectdiffu.data.folder import read_folder
 from defectdiffu.data.validate import check_folder
 from defectdiffu.generation import generate_folder
@@ -88,3 +93,98 @@ def test_nothing_is_written_where_no_image_has_a_mask(pipe, monkeypatch, tmp_pat
     with pytest.raises(InputError, match=r"none of 16 images of tile with crack has a mask.*nothing was written"):
         generate_folder(pipe, tmp_path / "out", "tile", "crack", num=2)
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed, and in several processes
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def generate(out, num: int = 20, **settings) -> None:
+    pipe = random_pipeline()
+    generate_folder(pipe, out, "tile", "good", num, steps=1, **settings)
+    generate_folder(pipe, out, "hazelnut", "good", 2, steps=1, **settings)
+
+
+def killed(out, place: str, count: int) -> None:
+    """The process dies when `generation.<place>` is called for the `count`-th time."""
+    owner, _, name = place.rpartition(".")
+    owner = getattr(generation, owner) if owner else generation
+    original, calls = getattr(owner, name), [0]
+
+    def wrapper(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+    generate(out)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert in_another_process(generate, out) == 0
+    return out
+
+
+def test_a_killed_generation_goes_on_where_it_stopped(finished, tmp_path):
+    out = tmp_path / "out"
+    deaths = [("DefectDiffuPipeline.__call__", 2), ("write_atomically", 25), ("shutil.copyfile", 7), ("append", 1)]
+    for place, count in [*deaths, ("shutil.rmtree", 1)]:
+        assert in_another_process(killed, out, place, count) == -signal.SIGKILL
+        assert not (out / "tile" / "test").exists() or len(list((out / "tile" / "test" / "good").iterdir())) == 20
+    assert in_another_process(generate, out) == 0
+    assert files(out) == files(finished)
+
+
+def test_images_that_are_there_are_not_made_again(drawing, tmp_path):
+    pipe, calls = drawing
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(generation, "finish", interrupted)
+        generate_folder(pipe, tmp_path, "tile", "crack", num=10)
+    made = len(calls)
+    assert made > 1
+    with pytest.raises(
+        InputError, match=r"stopped, with other settings \(num: 10 there, 11 asked; w_d: .* there, 3.0 asked"
+    ):
+        generate_folder(pipe, tmp_path, "tile", "crack", num=11, w_d=3.0)
+    record = generate_folder(pipe, tmp_path, "tile", "crack", num=10)
+    assert len(calls) == made
+    assert record["seeds"] == list(range(0, 20, 2))
+    assert not list(tmp_path.glob(".part*"))
+
+
+def test_a_name_that_is_not_known_leaves_nothing(pipe, tmp_path):
+    with pytest.raises(InputError, match="unknown defect 'crak': did you mean crack"):
+        generate_folder(pipe, tmp_path / "out", "tile", "crak", num=1)
+    assert not (tmp_path / "out").exists()
+
+
+def member(rank: int, port: int, out) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    generate(out)
+    assert generation.PartialState().num_processes == 2
+
+
+def test_two_processes_share_the_work(finished, tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    members = [processes.Process(target=member, args=(rank, port, tmp_path / "out")) for rank in range(2)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    assert [process.exitcode for process in members] == [0, 0]
+    assert files(tmp_path / "out") == files(finished)

@@ -1,28 +1,33 @@
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from helpers import in_another_process, random_pipeline, tiny_preset, write_folder
+from accelerate import Accelerator, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from helpers import in_another_process, processes, random_pipeline, tiny_preset, write_folder
 from PIL import Image
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import defectdiffu
-from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, training
+from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, sharding, training
 from defectdiffu.checkpoints import load_newest_checkpoint
-from defectdiffu.loop import fit, schedule
+from defectdiffu.config import Preset
+from defectdiffu.loop import fit, schedule, take_step
 from defectdiffu.training import Denoiser, train
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,53 +278,201 @@ def test_the_same_call_on_a_finished_run_changes_nothing(finished, data):
 # ---------------------------------------------------------------------------------------------------------------------
 # Several processes
 
-# In full precision: what is compared is the sharing of a batch, not the rounding of half precision.
-SCRIPT = """
-import sys
-from pathlib import Path
-
-from accelerate import PartialState
-
-from defectdiffu import training
-from defectdiffu.config import load_preset
-
-training.precision = lambda: "no"
-preset, data, run = sys.argv[1:]
-training.train(load_preset(preset), [Path(data)], Path(run))
-if PartialState().is_main_process:
-    print("processes:", PartialState().num_processes)
-"""
+FSDP = Path(__file__).parents[1] / "configs" / "fsdp.yaml"
 
 
-def test_two_processes_take_the_steps_of_one(data, tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    preset = tiny_preset(autoencoder={"batch_size": 14})  # and two masks: equal shares
-    (tmp_path / "preset.json").write_text(json.dumps(preset.to_dict()))
+def member(
+    rank: int, count: int, port: int, settings: dict, data: Path, run: Path, sharded: bool, kill_at: int
+) -> None:
+    """One of `count` processes that train together, as launchers start them; the first may be killed in a step."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    training.precision = lambda: "no"  # what is compared is the sharing of a batch, not the rounding of half precision
+    if sharded:
+        shard_on_cpu()
+    if rank == 0 and kill_at:
+        kill_at_call("torch.optim.AdamW.step", kill_at)
+    train(Preset.from_dict(settings), [data], run)
+    assert PartialState().num_processes == count
+
+
+def shard_on_cpu() -> None:
+    """The shipped configuration, as `accelerate launch` reads it. accelerate itself shards on GPUs only: here it is
+    told, after it has looked at the device, that it may."""
+    arguments = launch_command_parser().parse_args(["--config_file", str(FSDP), "--num_processes", "2", "script"])
+    launched = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    os.environ |= {key: value for key, value in launched.items() if "FSDP" in key}
+
+    def build(*, fsdp_plugin, **others):
+        accelerator = Accelerator(fsdp_plugin=fsdp_plugin, **others)
+        accelerator.state.fsdp_plugin = fsdp_plugin
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    sharding.Accelerator = build
+
+
+def together(count: int, preset: Preset, data: Path, run: Path, sharded: bool = False, kill_at: int = 0) -> list[int]:
+    """Train in `count` processes; returns their exit codes."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    two = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(defectdiffu.__file__).parents[1]),
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    for run, launcher in (("one", []), ("two", two.split())):
-        arguments = ["train.py", "preset.json", str(data), run]
-        done = subprocess.run(
-            [sys.executable, *launcher, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert f"processes: {2 if launcher else 1}" in done.stdout
-    one, two = (log(tmp_path / run) for run in ("one", "two"))
+    arguments = (count, port, preset.to_dict(), data, run, sharded, kill_at)
+    members = [processes.Process(target=member, args=(rank, *arguments)) for rank in range(count)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    return [process.exitcode for process in members]
+
+
+def assert_same_steps(a: Path, b: Path) -> None:
+    """The same losses; and the same weights but for what Adam makes of rounding in gradients that are almost zero."""
+    one, two = log(a), log(b)
     assert [(e["stage"], e["step"]) for e in one] == [(e["stage"], e["step"]) for e in two]
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    weights = [load_newest_checkpoint(tmp_path / run / "checkpoints")[0] for run in ("one", "two")]
-    for key, value in weights[0].items():
-        if key.startswith("model."):
-            torch.testing.assert_close(value, weights[1][key], atol=2e-3, rtol=0, msg=key)
+    for x, y in zip(one, two, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
+    first, second = (load_newest_checkpoint(run / "checkpoints")[0] for run in (a, b))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value.shape == second[key].shape
+        if key.startswith(("model.", "ema.")):  # twelve steps of 0.001
+            assert float((value - second[key]).abs().mean()) < 2e-4, key
+
+
+def test_two_processes_take_the_steps_of_one(data, tmp_path):
+    preset = tiny_preset(autoencoder={"batch_size": 14})  # and two masks: equal shares
+    assert together(1, preset, data, tmp_path / "one") == [0]
+    assert together(2, preset, data, tmp_path / "two") == [0, 0]
+    assert_same_steps(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_are_killed_and_go_on(finished, data, tmp_path, sharded):
+    preset = tiny_preset(
+        autoencoder={"pretrained": str(finished / "autoencoder")},
+        training={"sample_every": 6, "accumulate": 2, "gradient_checkpointing": sharded},
+    )
+    assert together(1, preset, data, tmp_path / "one") == [0]
+    assert together(2, preset, data, tmp_path / "whole", sharded) == [0, 0]
+    assert_same_steps(tmp_path / "one", tmp_path / "whole")
+    codes = together(2, preset, data, tmp_path / "killed", sharded, kill_at=10)
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] != 0
+    assert load_newest_checkpoint(tmp_path / "killed" / "checkpoints")[1]["step"] == 8
+    assert together(2, preset, data, tmp_path / "killed", sharded) == [0, 0]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert DefectDiffuPipeline.from_pretrained(tmp_path / "killed")("tile", "hole").images[0].size == (32, 32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small memory
+
+
+@pytest.fixture
+def full_precision(monkeypatch):
+    """accelerate keeps one state for a process, so it is forgotten before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(training, "precision", lambda: "no")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trained(data: Path, run: Path, **settings) -> dict[str, torch.Tensor]:
+    """The last checkpoint of a run in full precision; the autoencoder is the first run's."""
+    home = run.parent / "autoencoder"
+    pretrained = {"pretrained": str(home)} if home.exists() else {}
+    train(tiny_preset(autoencoder=pretrained, training=settings), [data], run)
+    if not home.exists():
+        shutil.copytree(run / "autoencoder", home)
+    return load_newest_checkpoint(run / "checkpoints")[0]
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_settings_that_save_memory_change_nothing_else(data, tmp_path):
+    plain = trained(data, tmp_path / "plain", batch_size=16)
+    for i, settings in enumerate(
+        [{"accumulate": 2}, {"accumulate": 4}, {"gradient_checkpointing": True}, {"average_on_cpu": True}]
+    ):
+        saving = trained(data, tmp_path / str(i), batch_size=16, **settings)
+        for key, value in plain.items():
+            if key.startswith(("model.", "ema.")):
+                # Adam divides by the gradient's size, so that rounding can move a weight by a share of a step of 0.001.
+                difference = (value - saving[key]).abs().mean()
+                assert difference < (1e-5 if "accumulate" in settings else 1e-6), (settings, key)
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_parts_of_a_batch_add_up_to_its_gradient(accumulate):
+    pipe = random_pipeline(model={"learn_sigma": True})
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, tiny_preset())
+    torch.manual_seed(0)
+    x, noise, mask = torch.randn(3, 16, 4, 8, 8)
+    batch = {"x": x, "noise": noise, "t": torch.randint(1000, (16,)), "mask": mask}
+    batch |= {"region": (torch.rand(16, 8, 8) < 0.2).float()}
+    batch |= {"products": ["tile", "hazelnut"] * 8, "defects": ["crack", "good", "hole", "crack"] * 4}
+    expected = denoiser(batch)
+    gradients = torch.autograd.grad(expected["loss"], list(denoiser.parameters()), allow_unused=True)
+    optimizer = torch.optim.SGD(denoiser.parameters(), 1.0)
+    before = [p.detach().clone() for p in denoiser.parameters()]
+    accelerator = Accelerator(mixed_precision="no")
+    terms = take_step(accelerator, denoiser, optimizer, list(denoiser.parameters()), batch, accumulate, 1e9)
+    for key, value in terms.items():
+        torch.testing.assert_close(value, expected[key].detach(), rtol=1e-5, atol=1e-6)
+    for old, new, gradient in zip(before, denoiser.parameters(), gradients, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(old - new, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention_over", ["positions", "tokens"])
+def test_checkpointed_gradients_are_the_same(attention_over):
+    pipe = random_pipeline(model={"attention_over": attention_over})
+    x, t, conditions = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([10, 900]),
+        pipe.encoder.conditions(["tile"] * 2, ["hole"] * 2),
+    )
+    found = []
+    for saving in (False, True):
+        if saving:
+            pipe.transformer.enable_gradient_checkpointing()
+        out = pipe.transformer(x, t, **vars(conditions))
+        loss = out.sample.square().mean() + out.mask.square().mean() + out.attention.square().sum()
+        found.append(torch.autograd.grad(loss, list(pipe.transformer.parameters()), retain_graph=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_running_out_of_gpu_memory_says_what_saves_how_much(data, tmp_path, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(Denoiser, "forward", full)
+    vae = {"pretrained": "tiny", "latent_channels": 8}
+    with pytest.raises(InputError, match=r"out of GPU memory: this training takes about .* GB as computed") as caught:
+        train(tiny_preset(autoencoder=vae), [data], tmp_path / "run")
+    for setting in ("gradient_checkpointing: true", "average_on_cpu: true", "accumulate: 4"):
+        assert re.search(rf"{setting} saves [0-9.e-]+ GB", str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["compile", "average_on_cpu"])
+def test_what_does_not_go_with_sharded_weights_is_named(name):
+    launched = SimpleNamespace(num_processes=2, distributed_type=DistributedType.FSDP)
+    with pytest.raises(InputError, match=rf"training\.{name} does not go with sharded weights"):
+        training.check_shares(tiny_preset(training={name: True}), launched)
+    training.check_shares(tiny_preset(), launched)
+
+
+def test_a_run_from_before_a_setting_came_goes_on(finished, tmp_path):
+    settings = json.loads((finished / "config.json").read_text())
+    del settings["training"]["accumulate"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    training.claim(tmp_path, tiny_preset())
+    with pytest.raises(InputError, match=r"training\.accumulate: 1 there, 2 asked"):
+        training.claim(tmp_path, tiny_preset(training={"accumulate": 2}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from defectdiffu import viz
+from defectdiffu.errors import InputError
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_static_slider_is_sound_html_with_every_frame_inside(image):
     assert (slider["type"], slider["min"], slider["max"], slider["value"]) == ("range", "0", "4", "2")
     assert slider["aria-label"] == 'w"<'
     assert slider["aria-valuetext"] == 'w"< = 1'
+    assert "background:white;color:black" in page.all("figure")[0]["style"]  # readable on a dark page
 
 
 def test_static_sliders_share_a_page_and_load_nothing(image):
@@ -107,21 +110,67 @@ def test_static_slider_wants_one_value_per_frame(image, frames, values):
         viz.static_slider([image] * frames, values)
 
 
-def test_live_slider_draws_once_per_setting(image, mask):
-    calls = []
+class Pipe:
+    """Stands in for a pipeline: keeps what it is asked for and returns one pair for each seed."""
 
-    def pipe(**settings):
-        calls.append(settings)
-        return SimpleNamespace(images=[image], masks=[mask])
+    products, defects = ("tile", "wood"), ("crack",)
+    config: ClassVar = {"w_d": 1.0, "w_p": 2.0, "num_inference_steps": 3}
 
-    pipe.products, pipe.defects = ["tile", "wood"], ["crack"]
-    pipe.config = SimpleNamespace(w_d=1.0, w_p=2.0, num_inference_steps=3)
-    controls, picture = viz.live_slider(pipe, product="wood").children
-    first = {"product": "wood", "defect": "crack", "w_d": 1.0, "w_p": 2.0, "seeds": [0], "num_inference_steps": 3}
-    assert calls == [first]
+    def __init__(self, image, mask):
+        self.pair, self.calls = (image, mask), []
+
+    def __call__(self, seeds, num_images=1, **settings):
+        assert len(seeds) == num_images
+        self.calls.append({"seeds": list(seeds), **settings})
+        image, mask = self.pair
+        return SimpleNamespace(images=[image] * num_images, masks=[mask] * num_images)
+
+
+@pytest.fixture
+def pipe(image, mask):
+    return Pipe(image, mask)
+
+
+def test_pairs_show_every_image_above_itself_with_its_mask(pipe, image, mask):
+    picture = viz.pairs(pipe(seeds=[0, 1], num_images=2), side=64)
+    assert picture.size == (132, 132)
+    assert picture.crop((68, 0, 132, 64)).tobytes() == image.tobytes()
+    assert picture.crop((68, 68, 132, 132)).tobytes() == viz.overlay(image, mask).tobytes()
+
+
+def test_slider_draws_a_frame_per_value_and_changes_nothing_else(pipe):
+    page = Elements(viz.slider(pipe, "wood", "crack", values=[0, 1, 2], seeds=[4, 5], w_p=1.5).data)
+    common = {"product": "wood", "defect": "crack", "w_p": 1.5, "seeds": [4, 5]}
+    assert pipe.calls == [common | {"w_d": w_d} for w_d in (0, 1, 2)]
+    assert [frame["data-text"] for frame in page.all("img")] == ["w_d = 0", "w_d = 1", "w_d = 2"]
+    assert "wood, crack" in page.all("img")[0]["alt"]
+
+
+def test_slider_moves_names_as_well_as_numbers(pipe):
+    page = Elements(viz.slider(pipe, over="product", values=pipe.products, seeds=[0]).data)
+    assert [call["product"] for call in pipe.calls] == ["tile", "wood"]
+    assert [frame["data-text"] for frame in page.all("img")] == ["product = tile", "product = wood"]
+
+
+def test_slider_names_what_it_can_move(pipe):
+    with pytest.raises(InputError, match="w_p"):
+        viz.slider(pipe, over="strength")
+
+
+def test_live_slider_draws_once_per_setting(pipe):
+    left, picture = viz.slider(pipe, "wood", seeds=[7], w_p=1.5, guidance="product_aware", live=True).children
+    first = {"product": "wood", "defect": "crack", "w_d": 1.0, "w_p": 1.5, "seeds": [7], "num_inference_steps": 3}
+    first["guidance"] = "product_aware"
+    assert pipe.calls == [first]
     assert picture.value[8:12] == b"WEBP"
-    w_d = next(control for control in controls.children if control.description == "w_d")
-    w_d.value = 2.0
-    w_d.value = 1.0
-    assert calls == [first, first | {"w_d": 2.0}]
-    assert controls.children[-1].value.startswith("a frame takes")
+    *controls, status = left.children
+    assert [control.description for control in controls] == ["product", "defect", "w_d", "w_p", "seed", "steps"]
+    controls[2].value = 2.0
+    controls[2].value = 1.0
+    assert pipe.calls == [first, first | {"w_d": 2.0}]
+    assert status.value.startswith("a frame takes")
+    for control, value in zip(controls, ("tile", "good", 0.5, 3.0, 1, 9), strict=True):
+        control.value = value
+    new = {"product": "tile", "defect": "good", "w_d": 0.5, "w_p": 3.0, "seeds": [1], "num_inference_steps": 9}
+    assert pipe.calls[-1] == first | new
+    assert len(pipe.calls) == 8

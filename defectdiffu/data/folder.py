@@ -171,7 +171,7 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
 
     Raises `Problem`, an `InputError`, if the file cannot be read as an image.
     """
-    with _opened(Path(path)) as image:
+    with opened(Path(path)) as image:
         image = _rgb(ImageOps.exif_transpose(image), backdrop="white")
         return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
@@ -183,7 +183,7 @@ def load_mask(path: str | Path, size: int) -> np.ndarray:
 
     Raises `Problem`, an `InputError`, if the file cannot be read, marks nothing, or has more than one value beside 0.
     """
-    with _opened(Path(path)) as image:
+    with opened(Path(path)) as image:
         marked = _marked(image)
     for _ in range(2):  # rows, then columns
         marked = _any_of_rows(marked, size).T
@@ -231,7 +231,7 @@ def _marked(image: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong while it is open becomes a `Problem` of this path."""
     try:
         with Image.open(path) as image:
@@ -342,7 +342,7 @@ def _check(sample: Sample, decode: bool) -> Iterator[Sample | Problem]:
     """Open the files of a sample; yield what is wrong with them, then the sample."""
     size = None
     try:
-        with _opened(sample.image) as image:
+        with opened(sample.image) as image:
             size = _upright_size(image)
             if decode:
                 _rgb(image, backdrop="white")
@@ -350,7 +350,7 @@ def _check(sample: Sample, decode: bool) -> Iterator[Sample | Problem]:
         yield problem
     try:
         if sample.mask:
-            with _opened(sample.mask) as image:
+            with opened(sample.mask) as image:
                 height, width = _marked(image).shape
                 if size and size != (width, height):
                     raise ValueError(

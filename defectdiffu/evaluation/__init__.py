@@ -7,6 +7,7 @@ The libraries behind a measure are imported when it is asked for: `pip install "
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -26,6 +27,7 @@ LIBRARIES = (
     "lpips",
     "torchmetrics",
     "segmentation-models-pytorch",
+    "timm",
 )
 
 
@@ -65,6 +67,67 @@ def evaluate(measure: str, json_path: str | Path | None = None, **arguments) -> 
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         write_atomically(path, lambda file: file.write_text(text))
     return result
+
+
+def evaluate_all(
+    json_path: str | Path, generated: str | Path, real: str | Path, weights: str | Path, num: int = 2
+) -> dict:
+    """Fidelity, diversity and memorisation of `generated` against `real`, and the oracle on `weights`, in one JSON.
+
+    num: pictures per pair for the oracle, which draws its own. A measure that cannot be taken is listed under
+    `left_out` with the reason. The file is written after every measure, so the same command goes on where it stopped.
+    Raises `InputError` if the file holds results of other inputs, and if no measure at all can be taken.
+    """
+    folders = {"generated": str(generated), "real": str(real)}
+    asked = folders | {"weights": str(weights), "num": num}
+    work = dict.fromkeys(("fidelity", "diversity", "memorisation"), folders)
+    work["oracle"] = {"weights": str(weights), "num": num}
+    path = Path(json_path)
+    result = {"measure": "all", "asked": asked, "results": {}, "left_out": {}}
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError:
+            there = {}
+        if there.get("asked") != asked:
+            raise InputError(f"{path} holds something else than these inputs' results: choose another --json")
+        result["results"] = there["results"]
+    for number, (measure, arguments) in enumerate(work.items(), 1):
+        if measure in result["results"]:
+            continue
+        print(f"{number} of {len(work)}: {measure}", file=sys.stderr)
+        try:
+            result["results"][measure] = evaluate(measure, **arguments)
+        except InputError as error:
+            result["left_out"][measure] = str(error)
+            continue
+        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+        write_atomically(path, lambda file, text=text: file.write_text(text))
+    if not result["results"]:
+        raise InputError("no measure can be taken: " + "; ".join(f"{m}: {e}" for m, e in result["left_out"].items()))
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text))
+    return result
+
+
+def table(result: dict) -> list[tuple[str, str, str]]:
+    """(measure, score, value with its interval) for every score of an `evaluate` or `evaluate_all` result."""
+    if "results" in result:
+        return [row for r in result["results"].values() for row in table(r)]
+    rows = []
+
+    def walk(name: str, value) -> None:
+        if isinstance(value, dict) and {"mean", "low", "high"} <= value.keys():
+            rows.append((result["measure"], name, f"{value['mean']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"))
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{name} {key}".strip(), inner)
+        elif isinstance(value, float) and " " not in name:
+            rows.append((result["measure"], name, f"{value:.3f}"))
+
+    about = ("per_pair", "pairs", "judge", "settings", "seconds", "rendered", "versions", "nearest")
+    walk("", {key: value for key, value in result.items() if key not in about})
+    return rows
 
 
 def _version(name: str) -> str | None:

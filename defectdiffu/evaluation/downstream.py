@@ -1,46 +1,123 @@
-"""Do generated pairs help a detector? A U-Net trained on few real pictures, alone and with synthetic ones beside them.
+"""Do generated pairs help a detector? One trained on few real pictures, alone and with synthetic ones beside them.
 
-The generated pairs are set against the two cheap ways to more pictures, copy-paste and Perlin noise, as many of each.
-Every U-Net gets the same number of steps and is scored after the last one: no epoch is chosen by the test pictures.
+Two detectors, as in the paper: a U-Net that marks the defect, and a ResNet-50 that tells defective from good. The
+generated pairs are set against the two cheap ways to more pictures, copy-paste and Perlin noise, as many of each.
+Every network gets the same number of steps and is scored after the last one: no epoch is chosen by the test pictures.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import segmentation_models_pytorch as smp
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
 from tqdm.auto import tqdm
 
+from defectdiffu.checkpoints import write_atomically
 from defectdiffu.data.folder import GOOD, Sample, read_folder, split
-from defectdiffu.errors import InputError
+from defectdiffu.errors import InputError, check_choice
 from defectdiffu.evaluation import masks
 from defectdiffu.evaluation.judge import to_tensor
 from defectdiffu.evaluation.pictures import common_size, read_pairs
+from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.evaluation.synthesis import Pictures, read, synthesise
 
 STEPS = 400
+SETS = ("real", "copy_paste", "perlin", "generated")
+
+
+class Detector(NamedTuple):
+    """What is trained, on which loss, and how it is scored.
+
+    build()                     a network from (B, 3, S, S) to logits (B, 1, ...)
+    loss(logits, masks)         scalar, of masks float32 (B, 1, S, S)
+    score(outputs, masks)       named scores of the whole test set; outputs float32 (N, ...) in [0, 1]
+    per_picture(outputs, masks) the values that are compared, picture by picture; `value` says what they are
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    per_picture: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    value: str
+
+
+def _build_unet() -> nn.Module:
+    return smp.Unet(
+        "resnet18", encoder_depth=4, encoder_weights=None, decoder_channels=(128, 64, 32, 16), activation=None
+    )
+
+
+def _segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits, target) + smp.losses.DiceLoss("binary")(
+        logits, target
+    )
+
+
+def _iou_of_defects(outputs: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    return masks.iou_per_picture(outputs, truths)[truths.any((1, 2))]
+
+
+def _classification_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.amax((1, 2, 3)))
+
+
+def _right(outputs: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    return ((outputs > 0.5) == truths.any((1, 2))).astype(float)
+
+
+def _classification_scores(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    flawed = torch.from_numpy(truths.any((1, 2))).long()
+    return {
+        "accuracy": float(_right(outputs, truths).mean()),
+        "auroc": float(binary_auroc(torch.from_numpy(outputs), flawed)),
+    }
+
+
+DETECTORS = {
+    "unet": Detector(_build_unet, _segmentation_loss, masks.run, _iou_of_defects, "IoU"),
+    "resnet50": Detector(
+        lambda: timm.create_model("resnet50", pretrained=False, num_classes=1),
+        _classification_loss,
+        _classification_scores,
+        _right,
+        "accuracy",
+    ),
+}
 
 
 def run(
-    generated: str | Path, real: str | Path, test: str | Path, seeds: Sequence[int] = (0, 1, 2), steps: int = STEPS
+    generated: str | Path,
+    real: str | Path,
+    test: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = STEPS,
+    detectors: Sequence[str] = tuple(DETECTORS),
+    progress: str | Path | None = None,
 ) -> dict:
     """Train on `real`, on `real` with each kind of synthetic pictures, and score on `test`; folders in MVTec's layout.
 
     Trained on: everything that `real` has of the products in `generated`. Tested on: the pairs (product, defect) of
     `generated`, and sound pictures of their products. One folder given as both is split in halves by the rule of
-    `data.folder.split`.
+    `data.folder.split`. progress: a file that keeps what every finished training gave, so that the same call goes on.
 
-    Returns per training set ("real", "copy_paste", "perlin", "generated") the `scores` of `masks.run` over seeds and
-    `iou_per_picture`, the mean IoU of the test pictures with a defect; the `differences` of that, generated minus each
-    other set, with a 95 % interval over test pictures; and a `verdict` in words.
-    Raises `InputError` for fewer than 2 seeds, and fewer than 2 real, test or generated pictures with a defect.
+    Returns per detector and training set ("real", "copy_paste", "perlin", "generated") its `scores`, with
+    `per_picture`: the U-Net's mean IoU of the test pictures with a defect, the ResNet's accuracy of all of them; the
+    `differences` of that, generated minus each other set, with a 95 % interval over test pictures; and a `verdict` in
+    words. Raises `InputError` for fewer than 2 seeds, fewer than 2 real, test or generated pictures with a defect, and
+    test pictures without a sound one among them where a ResNet is asked for.
     """
     if len(seeds) < 2:
         raise InputError(f"{len(seeds)} seed: at least 2 are needed to tell luck from help, 3 or more are better")
+    for name in detectors:
+        check_choice("detector", name, DETECTORS)
     ours = read_pairs(generated)
     size = common_size(ours)
     few, unseen = _training_and_test(real, test)
@@ -51,44 +128,108 @@ def run(
         "real": read("real", [s for s in few if s.product in products], size),
         "test": read("test", [s for s in unseen if (s.product, s.defect) in tested], size),
     }
-    number = len(pictures["generated"].images)
-    images, truths, _ = pictures["test"]
-    flawed = truths.any((1, 2))
-    scores, per_picture = {}, {}
+    if "resnet50" in detectors and pictures["test"].masks.any((1, 2)).all():
+        raise InputError(f"{test} has no good pictures of {', '.join(sorted(products))}: nothing to tell apart")
+    counts = {
+        name: {"all": len(p.masks), "with_defect": int(p.masks.any((1, 2)).sum())} for name, p in pictures.items()
+    }
+    about = {"counts": counts, "size": size, "steps": steps, "folders": [str(generated), str(real), str(test)]}
+    done = Progress(progress, about)
     for seed in seeds:
-        rng = np.random.default_rng(seed)
-        synthetic = {
-            "real": None,
-            "copy_paste": synthesise(pictures["real"], number, "copy_paste", rng),
-            "perlin": synthesise(pictures["real"], number, "perlin", rng),
-            "generated": pictures["generated"],
-        }
-        for name, extra in synthetic.items():
-            maps = predict(train(pictures["real"], extra, steps, seed, name), images)
-            scores.setdefault(name, []).append(masks.run(maps, truths))
-            per_picture.setdefault(name, []).append(masks.iou_per_picture(maps, truths)[flawed])
+        for detector in detectors:
+            for name in SETS:
+                if (detector, name, seed) not in done:
+                    done[detector, name, seed] = _trained(detector, name, seed, steps, pictures)
+    return about | {
+        "seeds": list(seeds),
+        "detectors": {
+            detector: _compare(
+                DETECTORS[detector].value, {name: [done[detector, name, seed] for seed in seeds] for name in SETS}
+            )
+            for detector in detectors
+        },
+    }
 
+
+def _trained(detector: str, name: str, seed: int, steps: int, pictures: dict[str, Pictures]) -> dict:
+    """{"scores", "per_picture"} of one detector trained on one set."""
+    real, test = pictures["real"], pictures["test"]
+    if name in ("copy_paste", "perlin"):
+        rng = np.random.default_rng([seed, SETS.index(name)])
+        extra = synthesise(real, len(pictures["generated"].images), name, rng)
+    else:
+        extra = pictures["generated"] if name == "generated" else None
+    kind = DETECTORS[detector]
+    outputs = predict(train(kind, real, extra, steps, seed, f"{detector} on {name}, seed {seed}"), test.images)
+    scores = {k: v for k, v in kind.score(outputs, test.masks).items() if k != "count"}
+    return {"scores": scores, "per_picture": kind.per_picture(outputs, test.masks).tolist()}
+
+
+def _compare(value: str, rows: dict[str, list[dict]]) -> dict:
+    """Scores, differences and verdict of one detector; rows: {set: what each seed gave}."""
+    per_picture = {name: [row["per_picture"] for row in results] for name, results in rows.items()}
     differences = {
-        name: _difference(per_picture["generated"], per_picture[name]) for name in scores if name != "generated"
+        name: _difference(per_picture["generated"], per_picture[name]) for name in rows if name != "generated"
     }
     return {
-        "counts": {
-            name: {"all": len(p.masks), "with_defect": int(p.masks.any((1, 2)).sum())} for name, p in pictures.items()
-        },
-        "size": size,
-        "steps": steps,
-        "seeds": list(seeds),
+        "value": value,
         "scores": {
             name: {
-                key: {"mean": float(np.mean([r[key] for r in rows])), "seeds": [r[key] for r in rows]}
-                for key in masks.SCORES
+                key: {
+                    "mean": float(np.mean([r["scores"][key] for r in results])),
+                    "seeds": [r["scores"][key] for r in results],
+                }
+                for key in results[0]["scores"]
             }
-            | {"iou_per_picture": bootstrap(np.mean(per_picture[name], axis=0))}
-            for name, rows in scores.items()
+            | {"per_picture": bootstrap(np.mean(per_picture[name], axis=0))}
+            for name, results in rows.items()
         },
         "differences": differences,
-        "verdict": verdict(differences),
+        "verdict": verdict(differences, value),
     }
+
+
+class Progress(dict):
+    """{(detector, set, seed): what the training gave}, kept in a JSON file if one is named."""
+
+    def __init__(self, path: str | Path | None, about: dict):
+        super().__init__()
+        self.path, self.about = Path(path) if path else None, about
+        if self.path and self.path.is_file():
+            there = json.loads(self.path.read_text())
+            if there["about"] != about:
+                raise InputError(f"{self.path} keeps trainings on other inputs: remove it or name another file")
+            self.update((tuple(key), value) for key, value in there["trainings"])
+
+    def __setitem__(self, key: tuple, value: dict) -> None:
+        super().__setitem__(key, value)
+        if self.path:
+            text = json.dumps({"about": self.about, "trainings": [[list(k), v] for k, v in self.items()]})
+            write_atomically(self.path, lambda path: path.write_text(text))
+
+
+def record(result: dict, path: Path) -> dict:
+    """Write the result of `run` as a record for the book: a run per detector, training set and seed."""
+    runs = []
+    for detector, found in result["detectors"].items():
+        for name, scores in found["scores"].items():
+            row = {"name": f"{detector}, {name}", "changes": {"training": {"detector": detector, "set": name}}}
+            row |= {
+                "seed": result["seeds"],
+                "steps": result["steps"],
+                "scores": {found["value"]: scores["per_picture"]},
+            }
+            if name != "generated":
+                row["differences"] = {found["value"]: found["differences"][name]}
+            runs.append(row)
+    return write_record(
+        path,
+        title="Does a detector get better with generated pairs beside few real ones?",
+        varied="the training set; `differences` are generated minus that set, picture by picture",
+        held_fixed={key: result[key] for key in ("counts", "size", "steps", "seeds")},
+        runs=runs,
+        verdicts={name: found["verdict"] for name, found in result["detectors"].items()},
+    )
 
 
 def _training_and_test(real: str | Path, test: str | Path) -> tuple[list[Sample], list[Sample]]:
@@ -98,22 +239,21 @@ def _training_and_test(real: str | Path, test: str | Path) -> tuple[list[Sample]
     return read_folder(real), read_folder(test)
 
 
-def train(real: Pictures, extra: Pictures | None, steps: int, seed: int, name: str, batch_size: int = 16) -> nn.Module:
-    """A U-Net after `steps` batches, of real pictures alone or half and half with `extra`. Mirrored at random."""
+def train(
+    detector: Detector, real: Pictures, extra: Pictures | None, steps: int, seed: int, label: str, batch_size: int = 16
+) -> nn.Module:
+    """A detector after `steps` batches, of real pictures alone or half and half with `extra`. Mirrored at random."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = smp.Unet(
-            "resnet18", encoder_depth=4, encoder_weights=None, decoder_channels=(128, 64, 32, 16), activation=None
-        ).to(device, memory_format=torch.channels_last)
+        network = detector.build().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=steps)
-    dice, crossentropy = smp.losses.DiceLoss("binary"), nn.BCEWithLogitsLoss()
     rng = np.random.default_rng(seed)
     sources = [real] if extra is None else [real, extra]
     # Defects as often as sound pictures in every set, or a set would win by its share of defects alone.
     probabilities = [balanced(source.masks.any((1, 2))) for source in sources]
-    for _ in tqdm(range(steps), desc=f"U-Net on {name}, seed {seed}"):
+    for _ in tqdm(range(steps), label, disable=None):
         drawn = [rng.choice(len(p), batch_size // len(sources), p=p) for p in probabilities]
         images = np.concatenate([s.images[i] for s, i in zip(sources, drawn, strict=True)])
         target = np.concatenate([s.masks[i] for s, i in zip(sources, drawn, strict=True)])
@@ -122,7 +262,7 @@ def train(real: Pictures, extra: Pictures | None, steps: int, seed: int, name: s
         with torch.autocast(device, torch.bfloat16):
             logits = network(to_tensor(images, device))
         target = (torch.from_numpy(target)[:, None] > 0).float().to(device)
-        loss = crossentropy(logits.float(), target) + dice(logits.float(), target)
+        loss = detector.loss(logits.float(), target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -138,19 +278,19 @@ def balanced(flawed: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def predict(network: nn.Module, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-    """Mask maps float32 (N, S, S) in [0, 1] of uint8 pictures (N, S, S, 3)."""
+    """Mask maps float32 (N, S, S), or probabilities (N,) of a defect, of uint8 pictures (N, S, S, 3)."""
     device = next(network.parameters()).device
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     return np.concatenate([network(to_tensor(b, device)).sigmoid()[:, 0].cpu().numpy() for b in batches])
 
 
-def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict:
+def _difference(ours: list[list[float]], theirs: list[list[float]]) -> dict:
     """Generated minus other: its mean with an interval over test pictures, and the mean of every seed."""
     over_pictures = paired_bootstrap(np.mean(ours, axis=0), np.mean(theirs, axis=0))
-    return over_pictures | {"seeds": [float(np.mean(a - b)) for a, b in zip(ours, theirs, strict=True)]}
+    return over_pictures | {"seeds": [float(np.mean(np.subtract(a, b))) for a, b in zip(ours, theirs, strict=True)]}
 
 
-def verdict(differences: dict[str, dict]) -> str:
+def verdict(differences: dict[str, dict], value: str = "IoU") -> str:
     """One clause per comparison: it helps, or harms, if the interval excludes 0 and every seed agrees on the sign."""
     clauses = []
     for name, d in differences.items():
@@ -161,7 +301,7 @@ def verdict(differences: dict[str, dict]) -> str:
         else:
             said = "cannot tell whether the generated pairs help"
         clauses.append(
-            f"against {name}: {said} (IoU {d['mean']:+.3f}, 95 % interval {d['low']:+.3f} to {d['high']:+.3f}, "
+            f"against {name}: {said} ({value} {d['mean']:+.3f}, 95 % interval {d['low']:+.3f} to {d['high']:+.3f}, "
             f"{len(d['seeds'])} seeds)"
         )
     return "; ".join(clauses) + "."

@@ -1,7 +1,10 @@
-"""Do generated pictures, as a set, look like real ones? FID, KID and IS of torch-fidelity.
+"""Do generated pictures, as a set, look like real ones? FID, KID, IS, precision and recall of torch-fidelity.
 
-Their network (Inception) is fetched when first used. Where it cannot be, the Frechet distance on the judge's features
-is all there is; it is another number on another scale, goes by another name, and compares only with itself.
+Their network (Inception) is fetched when first used. Where it cannot be, the same is done with the judge's features:
+other numbers on other scales, which go by other names and compare only with themselves.
+
+Scores of whole sets have no bootstrap interval: a resampled set has copies in it, and they bias these very scores. KID
+is given with its deviation over random halves instead.
 """
 
 from collections.abc import Sequence
@@ -12,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from defectdiffu.data.folder import FolderDataset, Sample
 from defectdiffu.errors import InputError
@@ -19,14 +24,16 @@ from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.pictures import check_count, common_size, fetched, judge_features, read_alike
 
 LEAST = 10
-KID_SUBSET = 1000  # torch-fidelity's default; the number of pictures where there are fewer
+KID_SUBSET = 1000  # torch-fidelity's default; half the pictures where there are fewer than twice as many
 
 
 def run(generated: str | Path, real: str | Path) -> dict:
     """Compare two folders in MVTec AD's layout, on the pairs (product, defect) that the generated one holds.
 
-    Returns {counts, size, fid, kid, kid_std, inception_score, inception_score_std}, or, where Inception cannot be
-    fetched, {counts, size, frechet_judge, judge, note}. All are biased by small counts: compare equal counts only.
+    Returns {counts, pairs, size} and {fid, kid, kid_std, inception_score, inception_score_std, precision, recall}, or,
+    where Inception cannot be fetched, {frechet_judge, kid_judge, kid_judge_std, precision_judge, recall_judge, judge,
+    note}. precision: share of generated pictures within reach of the real ones; recall: the reverse (Kynkaanniemi et
+    al., 2019). FID and Frechet distances are biased by small counts: compare equal counts only.
     Raises `InputError` if either folder has fewer than 10 pictures.
     """
     pairs = read_alike(generated, real)
@@ -34,19 +41,15 @@ def run(generated: str | Path, real: str | Path) -> dict:
     ours, theirs = (list(chain.from_iterable(p.values())) for p in pairs)
     check_count(str(generated), len(ours), LEAST)
     check_count(f"{real} (the generated pairs only)", len(theirs), LEAST)
-    counts = {"generated": len(ours), "real": len(theirs)}
+    about = {"counts": {"generated": len(ours), "real": len(theirs)}, "pairs": [" ".join(pair) for pair in pairs[0]]}
 
     metrics, reason = fetched(inception_metrics, Pictures(ours, size), Pictures(theirs, size))
     if metrics is not None:
-        return {"counts": counts, "size": size, **metrics}
+        return {**about, "size": size, **metrics}
     judge = Judge.shipped(size)
-    return {
-        "counts": counts,
-        "size": judge.size,
-        "frechet_judge": frechet_distance(judge_features(ours, judge), judge_features(theirs, judge)),
-        "judge": judge.card,
-        "note": f"FID, KID and IS are not reported: {reason}. frechet_judge is no FID and compares only with itself.",
-    }
+    note = f"FID, KID, IS, precision and recall are not reported: {reason}. The judge's compare only with themselves."
+    metrics = judge_metrics(judge_features(ours, judge), judge_features(theirs, judge))
+    return {**about, "size": judge.size, **metrics, "judge": judge.card, "note": note}
 
 
 class Pictures(Dataset):
@@ -63,14 +66,15 @@ class Pictures(Dataset):
 
 
 def inception_metrics(generated: Dataset, real: Dataset) -> dict[str, float]:
-    """FID, KID and IS by torch-fidelity. Raises OSError where the Inception weights cannot be fetched."""
+    """All by torch-fidelity. Raises OSError where the Inception weights cannot be fetched."""
     metrics = calculate_metrics(
         input1=generated,
         input2=real,
         fid=True,
         kid=True,
         isc=True,
-        kid_subset_size=min(KID_SUBSET, len(generated), len(real)),
+        prc=True,
+        kid_subset_size=_kid_subset(len(generated), len(real)),
         cuda=torch.cuda.is_available(),
         cache=False,
         verbose=False,
@@ -81,7 +85,27 @@ def inception_metrics(generated: Dataset, real: Dataset) -> dict[str, float]:
         "kid_std": metrics["kernel_inception_distance_std"],
         "inception_score": metrics["inception_score_mean"],
         "inception_score_std": metrics["inception_score_std"],
+        "precision": metrics["precision"],
+        "recall": metrics["recall"],
     }
+
+
+def judge_metrics(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Frechet distance, KID, precision and recall of the judge's features, generated (N, D) and real (M, D)."""
+    a, b = torch.from_numpy(generated), torch.from_numpy(real)
+    kid = kid_features_to_metric(a, b, kid_subset_size=_kid_subset(len(a), len(b)), verbose=False)
+    reach = prc_features_to_metric(a, b, verbose=False)
+    return {
+        "frechet_judge": frechet_distance(generated, real),
+        "kid_judge": kid["kernel_inception_distance_mean"],
+        "kid_judge_std": kid["kernel_inception_distance_std"],
+        "precision_judge": reach["precision"],
+        "recall_judge": reach["recall"],
+    }
+
+
+def _kid_subset(*counts: int) -> int:
+    return min(KID_SUBSET, min(counts) // 2)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from skimage.transform import resize_local_mean
+from tqdm.auto import tqdm
 
 from defectdiffu.data.procedural import PAIRS, render
 from defectdiffu.errors import InputError
@@ -22,14 +24,16 @@ Pair = tuple[str, str]
 # (product, defect, strength, num) to images uint8 (num, S, S, 3) and masks bool (num, S, S), seeds 0 to num - 1
 Source = Callable[[str, str, float, int], tuple[np.ndarray, np.ndarray]]
 
-STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0)
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+SWEPT = 8  # pictures per pair that are drawn at every strength, at most: the sweep costs most of the time
 RENDERED_STRENGTHS, RENDERED_STRENGTH = (0.0, 0.25, 0.5, 0.75, 1.0), 0.75
 RENDERED_SEEDS = 3 * 10**15  # specimens that neither a generative model nor the judge has seen
 
 
 def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None) -> dict:
-    """Judge `num` pictures of every procedural pair that the weights know, at their own w_d and at each of `strengths`.
+    """Judge `num` pictures of every procedural pair that the weights know, at w_d = 0 and at their own w_d.
 
+    The first `SWEPT` of them are swept over `strengths` as well.
     weights: shipped name, folder or hub id. Returns "trained", "held_out" and "rendered_held_out" (the ceiling), each
     {score: {mean, low, high, count}} as `measure` has them, and "per_pair", the means of every pair.
     Raises `InputError` if the weights know none of the pairs.
@@ -48,16 +52,11 @@ def judge_pipeline(
         raise InputError(f"num is {num}: at least 1 picture per pair is needed")
     if len(set(strengths) | {0.0}) < 3:
         raise InputError("strengths need at least two values above 0, else no rank correlation can be told")
-    known = [(p, d) for p in PAIRS for d in PAIRS[p] if p in pipeline.products and d in pipeline.defects]
-    if not known:
+    trained, held_out = known_pairs(pipeline)
+    if not trained and not held_out:
         raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")
-    trained = [(p, d) for p, d in known if d in pipeline.pairs[p]]
-    held_out = [pair for pair in known if pair not in trained]
-    judge = judge or Judge.shipped(_size(pipeline))
-
-    def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
-        out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=range(num))
-        return np.stack([np.asarray(i) for i in out.images]), np.stack([np.asarray(m) for m in out.masks]) > 0
+    judge = judge or Judge.shipped(picture_size(pipeline))
+    generated = sampler(pipeline)
 
     def rendered(product: str, defect: str, strength: float, num: int) -> tuple[np.ndarray, np.ndarray]:
         drawn = [render(product, defect, strength, RENDERED_SEEDS + i, judge.size) for i in range(num)]
@@ -76,6 +75,7 @@ def judge_pipeline(
         "strengths": list(strengths),
         "rendered": {"strengths": RENDERED_STRENGTHS, "strength": RENDERED_STRENGTH, "first_seed": RENDERED_SEEDS},
         "seeds": list(range(num)),
+        "swept_seeds": list(range(min(num, SWEPT))),
         "judge": judge.card,
         **{name: {key: bootstrap(np.concatenate(v)) for key, v in _columns(s).items()} for name, s in scores.items()},
         "per_pair": {
@@ -85,10 +85,28 @@ def judge_pipeline(
     }
 
 
+def known_pairs(pipeline: DefectDiffuPipeline) -> tuple[list[Pair], list[Pair]]:
+    """The procedural pairs whose two names the weights know: those they were trained on, and the others (zero-shot)."""
+    known = [(p, d) for p in PAIRS for d in PAIRS[p] if p in pipeline.products and d in pipeline.defects]
+    trained = [(p, d) for p, d in known if d in pipeline.pairs[p]]
+    return trained, [pair for pair in known if pair not in trained]
+
+
+def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
+    """A pipeline as a `Source`, seeds from `first_seed` on; what is not said is as its config has it."""
+
+    def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
+        seeds = range(first_seed, first_seed + num)
+        out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=seeds)
+        return np.stack([np.asarray(i) for i in out.images]), np.stack([np.asarray(m) for m in out.masks]) > 0
+
+    return generated
+
+
 def measure(
     source: Source, pairs: Iterable[Pair], num: int, strengths: Sequence[float], strength: float, judge: Judge
 ) -> dict[Pair, dict[str, np.ndarray]]:
-    """Score `num` pictures of every pair; each score is an array with one value per picture, `monotony` one per pair.
+    """Score `num` pictures of every pair; each score is an array with one value per picture, the last two per pair.
 
     At `strength`:
       product_accuracy, defect_accuracy  whether the judge names the product and the defect that were asked for
@@ -96,20 +114,23 @@ def measure(
       mask_iou       the picture's mask against the judge's; 0 where both are empty, for a defect was asked for
       change_outside mean absolute difference, 0 to 1, to the frame of the same seed at strength 0, outside the mask
     judged_good      whether the judge calls the frame at strength 0 good
-    monotony         Spearman's rank correlation of strength and the judge's defect area (mean over the seeds);
-                     0 where the area never changes
+    monotony         Spearman's rank correlation of strength and the judge's defect area (mean over the first `SWEPT`
+                     seeds); 0 where the area never changes
+    judge_distance   mean distance of the judge's features between two of the pictures; only where num > 1
     """
     swept = sorted({0.0, *strengths})
     levels = sorted({*swept, strength})
     scores = {}
-    for product, defect in pairs:
-        images, masks = zip(*(_at_size(source(product, defect, s, num), judge.size) for s in levels), strict=True)
+    for product, defect in tqdm(pairs, "judging", unit="pair", leave=False, disable=None):
+        counts = [num if s in (0.0, strength) else min(num, SWEPT) for s in levels]
+        drawn = [source(product, defect, s, n) for s, n in zip(levels, counts, strict=True)]
+        images, masks = zip(*(_at_size(frames, judge.size) for frames in drawn), strict=True)
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)
         seen, verdict, mask = images[at], verdicts[at], masks[at]
         marked = verdict.mask_probs > 0.5
         change = np.abs(seen.astype(float) - images[0]).mean(-1) / 255
-        areas = [np.mean(verdicts[levels.index(s)].mask_probs > 0.5) for s in swept]
+        areas = [np.mean(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5) for s in swept]
         scores[product, defect] = {
             "product_accuracy": np.array([p == product for p in verdict.products], float),
             "defect_accuracy": np.array([d == defect for d in verdict.defects], float),
@@ -119,6 +140,8 @@ def measure(
             "judged_good": np.array([d == "good" for d in verdicts[0].defects], float),
             "monotony": np.array([rank_correlation(swept, areas)]),
         }
+        if num > 1:
+            scores[product, defect]["judge_distance"] = np.array([pdist(verdict.features).mean()])
     return scores
 
 
@@ -142,7 +165,7 @@ def _at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarr
     return images, np.stack([resize_local_mean(m.astype(float), (size, size)) >= 0.5 for m in masks])
 
 
-def _size(pipeline: DefectDiffuPipeline) -> int:
+def picture_size(pipeline: DefectDiffuPipeline) -> int:
     """Side of the pictures in pixels, as one picture shows it."""
     product = pipeline.products[0]
     return pipeline(product=product, num_images=1, num_inference_steps=1).images[0].width

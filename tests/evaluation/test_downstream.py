@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,14 +45,30 @@ def test_synthesis_stays_within_a_product_and_is_deterministic(kind):
             assert set(image[mask > 0].ravel()) == {20 if product == "dark" else 210}
 
 
-def test_a_few_steps_of_everything(write_folder):
+def test_a_few_steps_of_everything_once(write_folder, tmp_path, monkeypatch):
     folders = [write_folder(name, COUNTS, size=32, seed=i) for i, name in enumerate(("generated", "real", "test"))]
-    result = downstream.run(*folders, seeds=(0, 1), steps=2)
-    assert set(result["scores"]) == {"real", "copy_paste", "perlin", "generated"}
-    assert set(result["scores"]["real"]) == {"iou", "f1", "ap", "auroc", "iou_per_picture"}
+    progress = tmp_path / "progress.json"
+    result = downstream.run(*folders, seeds=(0, 1), steps=2, progress=progress)
     assert result["counts"]["test"] == {"all": 5, "with_defect": 3}
-    assert len(result["differences"]["real"]["seeds"]) == 2
-    assert "against perlin" in result["verdict"]
+    unet, resnet = result["detectors"]["unet"], result["detectors"]["resnet50"]
+    for found in (unet, resnet):
+        assert set(found["scores"]) == {"real", "copy_paste", "perlin", "generated"}
+        assert len(found["differences"]["real"]["seeds"]) == 2
+        assert "against perlin" in found["verdict"]
+    assert set(unet["scores"]["real"]) == {"iou", "f1", "ap", "auroc", "per_picture"}
+    assert set(resnet["scores"]["real"]) == {"accuracy", "auroc", "per_picture"}
+    assert unet["scores"]["real"]["per_picture"]["count"] == 3  # with a defect
+    assert resnet["scores"]["real"]["per_picture"]["count"] == 5  # all
+
+    monkeypatch.setattr(downstream, "train", lambda *_: pytest.fail("trained again"))
+    assert downstream.run(*folders, seeds=(0, 1), steps=2, progress=progress) == result
+    with pytest.raises(InputError, match="trainings on other inputs"):
+        downstream.run(*folders, seeds=(0, 1), steps=3, progress=progress)
+
+    record = downstream.record(result, tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    assert [r["name"] for r in record["runs"]][:2] == ["unet, real", "unet, copy_paste"]
+    assert record["runs"][0]["differences"]["IoU"] == unet["differences"]["real"]
 
 
 def test_defects_are_drawn_as_often_as_sound_pictures():
@@ -76,6 +94,9 @@ def test_bad_input_is_named(write_folder):
     other = write_folder("other", {("bolt", "dent"): 3})
     with pytest.raises(InputError, match="test pictures with a defect and its mask: 0 pictures, at least 2"):
         downstream.run(generated, real, other)
+    only_flawed = write_folder("only_flawed", {("nut", "dent"): 3})
+    with pytest.raises(InputError, match="no good pictures of nut"):
+        downstream.run(generated, real, only_flawed)
     only_good = write_folder("only_good", {("nut", "good"): 3})
     with pytest.raises(InputError, match="generated pictures with a defect and its mask: 0"):
         downstream.run(only_good, real, write_folder("test", COUNTS))

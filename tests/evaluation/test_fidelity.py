@@ -3,7 +3,7 @@ import pytest
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation import fidelity
-from defectdiffu.evaluation.fidelity import frechet_distance
+from defectdiffu.evaluation.fidelity import frechet_distance, judge_metrics
 
 PAIRS = {("nut", "dent"): 6, ("nut", "spot"): 6}
 
@@ -52,6 +52,20 @@ def test_without_inception_nothing_is_called_fid(write_folder, no_network, only_
     assert result["frechet_judge"] == pytest.approx(0, abs=1e-6)  # the same seed drew both
     assert "no route to host" in result["note"]
     assert result["counts"] == {"generated": 12, "real": 12}
+    assert result["pairs"] == ["nut dent", "nut spot"]
+    assert not {"precision", "recall", "kid"} & set(result)
+    assert (result["precision_judge"], result["recall_judge"]) == (1, 1)
+
+
+def test_precision_and_recall_of_two_known_clouds():
+    """Generated: half on the real cloud, half far away. All that is real is reached, half of what is generated is."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(40, 3)).astype(np.float32)
+    scores = judge_metrics(np.concatenate([real, rng.normal(100, 1, (40, 3)).astype(np.float32)]), real)
+    assert (scores["precision_judge"], scores["recall_judge"]) == (0.5, 1.0)
+    apart = judge_metrics(real + 100, real)
+    assert (apart["precision_judge"], apart["recall_judge"]) == (0, 0)
+    assert apart["kid_judge"] > 100 > abs(judge_metrics(real, real)["kid_judge"])
 
 
 def test_with_inception_its_scores_are_handed_on(write_folder, monkeypatch):
@@ -62,12 +76,16 @@ def test_with_inception_its_scores_are_handed_on(write_folder, monkeypatch):
         "kernel_inception_distance_std": 3.0,
         "inception_score_mean": 4.0,
         "inception_score_std": 5.0,
+        "precision": 0.6,
+        "recall": 0.7,
     }
     asked = {}
     monkeypatch.setattr(fidelity, "calculate_metrics", lambda **arguments: asked.update(arguments) or known)
     result = fidelity.run(write_folder("generated", PAIRS), write_folder("real", PAIRS))
     assert (result["fid"], result["kid"], result["inception_score"]) == (1.0, 2.0, 4.0)
-    assert asked["kid_subset_size"] == 12
+    assert (result["precision"], result["recall"]) == (0.6, 0.7)
+    assert asked["prc"]
+    assert asked["kid_subset_size"] == 6  # half, so that its deviation over subsets is not 0
     assert asked["input1"][0].shape == (3, 16, 16)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import KINDS, NAMES, Verdict
-from defectdiffu.evaluation.oracle import judge_pipeline, rank_correlation, run
+from defectdiffu.evaluation.oracle import SWEPT, judge_pipeline, measure, rank_correlation, run
 
 SIZE = 16
 WOOD_AND_TILE = {"wood": ["scratch", "hole", "cut", "color", "liquid"], "tile": ["crack"]}
@@ -107,3 +107,15 @@ def test_bad_input_is_named():
         judge_pipeline(Painter(WOOD_AND_TILE), num=1, strengths=(0, 1), judge=Reader())
     with pytest.raises(InputError, match="none of the procedural pairs"):
         judge_pipeline(Painter({"cable": ["cut"]}), num=1, judge=Reader())
+
+
+def test_only_the_first_pictures_are_swept():
+    asked = []
+
+    def source(product, defect, strength, num):
+        asked.append((strength, num))
+        return np.zeros((num, SIZE, SIZE, 3), np.uint8), np.zeros((num, SIZE, SIZE), bool)
+
+    scores = measure(source, [("wood", "hole")], SWEPT + 2, (0.5, 1.0), 2.0, Reader())["wood", "hole"]
+    assert asked == [(0.0, SWEPT + 2), (0.5, SWEPT), (1.0, SWEPT), (2.0, SWEPT + 2)]
+    assert len(scores["mask_iou"]) == len(scores["judged_good"]) == SWEPT + 2

@@ -1,0 +1,268 @@
+"""The paper's three data sets: where they come from, under which terms, and from their own layouts to ours.
+
+    notice("visa")                                    # licence, citation, how to get it by hand
+    archive = download("visa", Path("data"))          # data/VisA_20220922.tar
+    convert("visa", archive, Path("data/visa"))       # <product>/train/good, test/<defect>, ground_truth/<defect>
+
+Defects keep their owners' names in folders; `catalog.unify` gives them the unified names of Table 2 when they are read,
+and `folder.split` halves them for training and evaluation, as the paper does.
+"""
+
+import csv
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from defectdiffu.checkpoints import writing
+from defectdiffu.data.archives import check_room, unpack
+from defectdiffu.data.download import fetch
+from defectdiffu.data.folder import GOOD, Problem, opened, read_folder
+from defectdiffu.errors import InputError, check_choice
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image in its owner's layout, and its place in ours.
+
+    image, mask          files there; mask None for good images
+    product, defect      folders here; subset: "train" or "test"
+    """
+
+    image: Path
+    mask: Path | None
+    product: str
+    defect: str
+    subset: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its owners give it out.
+
+    url     where the archive can be fetched without a form; None where its owners ask for one
+    sha256  of the archive. The owners publish none: these were found alike by several who fetched it independently
+    """
+
+    title: str
+    licence: str
+    citation: str
+    page: str
+    archive: str
+    gigabytes: float
+    sha256: str
+    url: str | None
+    read: Callable[[Path], Iterator[Item]]
+
+
+def notice(name: str) -> str:
+    """Title, licence, citation and the way to get the archive by hand, as a text of a few lines."""
+    source = SOURCES[check_choice("data set", name, SOURCES)]
+    return (
+        f"{source.title}\n"
+        f"  licence:   {source.licence}\n"
+        f"  cite:      {source.citation}\n"
+        f"  by hand:   get {source.archive} ({source.gigabytes:.1f} GB) from {source.page}\n"
+        f"             SHA-256 {source.sha256}\n"
+        f"             then: defectdiffu data convert {name} {source.archive} OUT"
+    )
+
+
+def download(name: str, out: Path, say: Callable[[str], None] = print) -> Path:
+    """Fetch the archive of a data set into the folder `out` (`download.fetch`); its licence is said first.
+
+    Raises `InputError` where the owners give the archive out through a form only, and says how to get it by hand.
+    """
+    say(notice(name))
+    source = SOURCES[name]
+    if source.url is None:
+        raise InputError(
+            f"{source.title} is given out on {source.page} to those who accept its licence there: get {source.archive} "
+            f"by hand, then run: defectdiffu data convert {name} {source.archive} OUT"
+        )
+    return fetch(source.url, out / source.archive, source.sha256)
+
+
+def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
+    """Turn a data set in its owners' layout into the new folder `out` in the MVTec AD layout: all of it, or nothing.
+
+    source: the archive, or the folder it was unpacked into. Images stay as they are, byte for byte; masks become 0 and
+    255. Returns {product: {defect: images}}. Raises `InputError` for a source that is not in the layout.
+    """
+    read = SOURCES[check_choice("data set", name, SOURCES)].read
+    if out.exists():
+        raise InputError(f"{out} exists: choose another folder to convert into")
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
+            ours, theirs = Path(part) / "ours", source
+            place = shutil.copyfile
+            if source.is_file():
+                theirs = unpack(source, Path(part) / "theirs")
+                place = Path.rename  # it is our own copy: no room is needed twice
+            items = list(read(theirs))
+            if place is shutil.copyfile:
+                check_room(out.parent, sum(item.image.stat().st_size for item in items), out)
+            counts: dict[str, Counter] = {}
+            for item in items:
+                _place(item, ours, place)
+                counts.setdefault(item.product, Counter())[item.defect] += 1
+            ours.rename(out)
+    return {product: dict(sorted(counter.items())) for product, counter in sorted(counts.items())}
+
+
+def _place(item: Item, root: Path, place: Callable[[Path, Path], object]) -> None:
+    home = root / item.product
+    image = home / item.subset / item.defect / item.image.name
+    image.parent.mkdir(parents=True, exist_ok=True)
+    if image.exists():
+        raise Problem(item.image, f"a second image of this name for {item.product}, {item.defect}")
+    if item.mask is not None:
+        mask = home / "ground_truth" / item.defect / f"{item.image.stem}_mask.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_marked(item.mask).astype(np.uint8) * 255).save(mask)
+    place(item.image, image)
+
+
+def _marked(path: Path) -> np.ndarray:
+    """Bool (H, W): any value but 0 is defect, for VisA's masks number the kinds of defect."""
+    with opened(path) as image:
+        values = np.asarray(image)
+    return values != 0 if values.ndim == 2 else values.any(axis=-1)
+
+
+def _slug(label: str) -> str:
+    """A label as the name of a folder: "Chunk of wax missing" becomes "chunk_of_wax_missing"."""
+    return re.sub("[^a-z0-9]+", "_", label.lower()).strip("_")
+
+
+def _root(folder: Path, marker: str, what: str) -> Path:
+    """The folder that holds `marker`: `folder` itself or, as archives have it, the one folder in it."""
+    for root in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+        if (root / marker).exists():
+            return root
+    raise Problem(folder, f"not {what} as its owners lay it out: there is no {marker}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The three layouts
+
+
+def read_mvtec(folder: Path) -> Iterator[Item]:
+    """MVTec AD: <product>/{train/good, test/<defect>, ground_truth/<defect>}. Its layout is ours."""
+    nested = [path for path in sorted(folder.iterdir()) if any(path.glob("*/test"))]
+    root = nested[0] if nested and not any(folder.glob("*/test")) else folder
+    for sample in read_folder(root):
+        yield Item(sample.image, sample.mask, sample.product, sample.original_defect, sample.subset)
+
+
+def read_visa(folder: Path) -> Iterator[Item]:
+    """VisA: <object>/Data/{Images/Normal, Images/Anomaly, Masks/Anomaly}, <object>/image_anno.csv, split_csv/1cls.csv.
+
+    The split is the owners' for one class: good images to train on, good ones and all defects to test on. A defect's
+    name is its label in image_anno.csv; several labels together become "combined", MVTec AD's name for that.
+    """
+    root = _root(folder, "split_csv/1cls.csv", "VisA")
+    labels: dict[str, dict[str, str]] = {}
+    for row in _table(root / "split_csv/1cls.csv", "object", "split", "label", "image", "mask"):
+        product, subset = row["object"], row["split"]
+        if product != _slug(product) or subset not in ("train", "test"):
+            raise Problem(root / "split_csv/1cls.csv", f"'{product}', '{subset}': not an object and train or test")
+        image = _inside(root, row["image"])
+        if row["label"] == "normal":
+            yield Item(image, None, product, GOOD, subset)
+            continue
+        if product not in labels:
+            table = _table(root / product / "image_anno.csv", "image", "label", "mask")
+            labels[product] = {line["image"]: line["label"] for line in table}
+        kinds = {_slug(label) for label in labels[product].get(row["image"], "").split(",")} - {""}
+        if not kinds:
+            raise Problem(root / product / "image_anno.csv", f"no label for {row['image']}")
+        yield Item(image, _inside(root, row["mask"]), product, kinds.pop() if len(kinds) == 1 else "combined", "test")
+
+
+def read_ksdd2(folder: Path) -> Iterator[Item]:
+    """KolektorSDD2: train/ and test/, each with NNNNN.png and NNNNN_GT.png, a mask that is black for good images.
+
+    There is one product and one kind of defect. Defects of train/ and test/ together go to `test`, where the half split
+    parts them anew; numbers never repeat. Names that are no number are passed over: the owners' archive holds a stray
+    copy of one image.
+    """
+    root = _root(folder, "train", "KolektorSDD2")
+    for subset in ("train", "test"):
+        for image in sorted((root / subset).glob("*.png")):
+            if not image.stem.isdecimal():
+                continue
+            mask = image.with_stem(f"{image.stem}_GT")
+            if _marked(mask).any():
+                yield Item(image, mask, "kolektor_surface", "defect", "test")
+            else:
+                yield Item(image, None, "kolektor_surface", GOOD, subset)
+
+
+def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file. Raises `Problem` if it is absent or lacks a column."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Problem(path, f"cannot be read: {error.strerror}") from error
+    reader = csv.DictReader(text.splitlines(), restval="")
+    missing = set(columns) - set(reader.fieldnames or ())
+    if missing:
+        raise Problem(path, f"lacks the column {', '.join(sorted(missing))}; expected are {', '.join(columns)}")
+    yield from reader
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The file that a table names. Raises `Problem` if it is absent or outside of `root`."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise Problem(root, f"its table names the file '{name}', which lies outside of it")
+    if not path.is_file():
+        raise Problem(path, "there is no such file, though the table names it")
+    return path
+
+
+SOURCES = {
+    "mvtec": Source(
+        title="MVTec AD, 15 products, 73 kinds of defect",
+        licence="CC BY-NC-SA 4.0: no commercial use; weights trained on it inherit that",
+        citation="Bergmann, Fauser, Sattlegger, Steger: MVTec AD. CVPR 2019",
+        page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+        archive="mvtec_anomaly_detection.tar.xz",
+        gigabytes=5.3,
+        sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+        url=None,
+        read=read_mvtec,
+    ),
+    "visa": Source(
+        title="VisA, 12 products",
+        licence="CC BY 4.0",
+        citation="Zou, Jeong, Pemula, Zhang, Dabeer: SPot-the-Difference Self-supervised Pre-training. ECCV 2022",
+        page="https://github.com/amazon-science/spot-diff",
+        archive="VisA_20220922.tar",
+        gigabytes=1.9,
+        sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+        url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+        read=read_visa,
+    ),
+    "ksdd2": Source(
+        title="KolektorSDD2, surfaces with and without defects",
+        licence="CC BY-NC-SA 4.0: no commercial use; weights trained on it inherit that",
+        citation="Božič, Tabernik, Skočaj: Mixed supervision for surface-defect detection. Computers in Industry 2021",
+        page="https://www.vicos.si/resources/kolektorsdd2/",
+        archive="KolektorSDD2.zip",
+        gigabytes=0.9,
+        sha256="edcdb486809b24f1d17b785e30c52fafc5999554dd5fe18ddf77b61ceb6f36a8",
+        url="https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip",
+        read=read_ksdd2,
+    ),
+}
