@@ -1,7 +1,8 @@
-# make book     generate a few pairs, execute every notebook, render the book
-# make test     everything a change must pass
-# make figures  draw the committed figures again, after a change of the renderer
-# Both set up all they need in .venv; nothing else is touched. Generated files go to _build/.
+# make book       generate a few pairs, execute every notebook, render the book
+# make test       everything a change must pass
+# make notebooks  set up and execute the committed notebooks again, in place; ONLY=08_sweep for one of them
+# make figures    draw the committed figures again, after a change of the renderer
+# All set up what they need in .venv; nothing else is touched. Generated files go to _build/.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,9 +10,10 @@ READY := .venv/.ready
 MATHJAX := book/_static/tex-svg.js
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 TESTED := _build/test/_build/html
+ONLY := $(basename $(notdir $(wildcard notebooks/*.py)))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1# no debugger warnings from the notebooks' kernels
 
-.PHONY: book test figures clean
+.PHONY: book test notebooks figures clean
 .DELETE_ON_ERROR:
 
 # The environment is made only when it is missing, and filled only when what it should hold has changed.
@@ -41,6 +43,7 @@ book: $(READY) $(MATHJAX)
 	@echo "pairs: $(CURDIR)/_build/pairs"
 	@echo "book:  $(CURDIR)/_build/html/index.html"
 
+# The book is built as committed, from scratch: a warning fails it. Then its pages are checked, in a browser too.
 test: export DEFECTDIFFU_FAST := 1
 test: $(READY) $(MATHJAX)
 	$(BIN)/ruff check
@@ -48,23 +51,28 @@ test: $(READY) $(MATHJAX)
 	$(BIN)/pytest
 	rm -rf _build/test
 	mkdir -p _build/test
-	for notebook in $(NOTEBOOKS); do \
-	  $(BIN)/papermill --no-progress-bar --cwd notebooks $$notebook _build/test/$$(basename $$notebook) || exit 1; \
-	done
-	$(BIN)/pytest --nbval-lax $(NOTEBOOKS)
-	@# The book as committed, from scratch: no warning, every page of the contents, nothing loaded from elsewhere.
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 $(NOTEBOOKS:notebooks/%=_build/test/%)
 	$(BIN)/jupyter-book build . --path-output _build/test --all --warningiserror --keep-going --quiet
-	@for page in index $$(sed -nE 's/.*(root|file): *//p' _toc.yml); do \
-	  test -s $(TESTED)/$$page.html || { echo "the book lacks the page $$page"; exit 1; }; \
-	done
-	@if grep -rlE '<(script|link|img)[^>]*(src|href)="https?://' $(TESTED) --include='*.html'; then \
-	  echo "these pages load something from a server"; exit 1; \
-	fi
+	DEFECTDIFFU_HTML=$(TESTED) $(BIN)/pytest tests/test_html.py tests/test_pages.py
 	@echo "all checks passed"
+
+# One notebook: it runs, and its marked outputs are those committed.
+_build/test/%.ipynb: notebooks/%.ipynb
+	@start=$$(date +%s); \
+	{ $(BIN)/papermill --no-progress-bar --cwd notebooks $< $@ && $(BIN)/pytest --nbval-lax $<; } >$(@:.ipynb=.log) 2>&1 \
+	  || { cat $(@:.ipynb=.log); exit 1; }; \
+	echo "$*: $$(($$(date +%s) - start)) s"
+
+notebooks: $(READY)
+	$(BIN)/python book/set_up_notebooks.py $(ONLY)
+	for name in $(ONLY); do \
+	  $(BIN)/jupytext --quiet --sync notebooks/$$name.py && \
+	  $(BIN)/jupyter execute --inplace notebooks/$$name.ipynb || exit 1; \
+	done
 
 figures: $(READY)
 	$(BIN)/python -c 'from defectdiffu.data.procedural import contact_sheet; \
 	  contact_sheet().save("book/figures/contact_sheet.webp", quality=80, method=6)'
 
 clean:
-	rm -rf _build .venv $(dir $(MATHJAX))
+	rm -rf _build .venv $(MATHJAX)

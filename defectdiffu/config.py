@@ -36,7 +36,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer (Fig. 2). N, M, K of the paper are background_, defect_ and fusion_blocks."""
+    """The transformer (Fig. 2). N, M, K of the paper: `background_blocks`, `defect_blocks`, `fusion_blocks`."""
 
     pretrained: str | None = None  # a DiT to start from; None: random
     patch_size: int = 2

@@ -36,7 +36,7 @@ class DefectDiffuOutput(BaseOutput):
 
 
 class DefectDiffuPipeline(DiffusionPipeline):
-    """Generates defect images with their masks.
+    """Generates defect images with their masks::
 
         pipe = DefectDiffuPipeline.from_pretrained("tiny")
         out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])

@@ -39,13 +39,14 @@ def _words(name: str) -> str:
 
 @dataclass
 class PromptEmbedding:
-    """Embeddings of B prompts.
+    """Embeddings of B prompts::
 
-    pooled      (B, D) one vector a prompt, the condition of adaLN-Zero
-    tokens      (B, L, D) one vector a token, needed only by cross-attention over tokens
-    token_mask  (B, L) bool, what cross-attention may look at: the start token and the words of the subject.
-                The template's words are left out (the subject's, read causally, have seen them); the start token
-                is the same for every prompt and is where a position looks that has nothing of the subject.
+        pooled      (B, D) one vector a prompt, the condition of adaLN-Zero
+        tokens      (B, L, D) one vector a token, needed only by cross-attention over tokens
+        token_mask  (B, L) bool, what cross-attention may look at: the start token and the words of the subject
+
+    The template's words are masked (the subject's, read causally, have seen them); the start token is the same for
+    every prompt and is where a position looks that has nothing of the subject.
     """
 
     pooled: Tensor

@@ -15,6 +15,8 @@
 # %% [markdown]
 # # Generate image-mask pairs
 #
+# [![Open in Colab](../book/figures/open_in_colab.svg)](https://colab.research.google.com/github/defectdiffu/defectdiffu/blob/main/notebooks/00_generate_pairs.ipynb)
+#
 # **The question.** From two words, a product and a defect, how do you get a folder that a detector can be trained on?
 #
 # **Before you run it, predict.** The model sees product and defect in separate prompts. Raise the defect's scale
@@ -24,10 +26,13 @@
 import importlib.util
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
 
-# Where the package is missing, as on Colab, install it. Whatever is there and new enough stays, PyTorch above all.
+# Where the package is missing, as on Colab, install it with all that it needs.
 NEEDED = {
-    "defectdiffu": "git+https://github.com/<owner>/defectdiffu",
+    "defectdiffu": "defectdiffu[evaluation] @ git+https://github.com/defectdiffu/defectdiffu",
     "myst_nb": "myst-nb",
 }
 missing = [
@@ -36,9 +41,16 @@ missing = [
     if importlib.util.find_spec(module) is None
 ]
 if missing:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True
-    )
+    # What PyTorch and NumPy are there fit the machine: they stay, to the very version.
+    kept = [
+        f"{module}=={version(module)}\n"
+        for module in ("torch", "torchvision", "numpy")
+        if importlib.util.find_spec(module)
+    ]
+    constraints = Path(tempfile.mkdtemp(), "constraints.txt")
+    constraints.write_text("".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "--constraint", str(constraints), *missing], check=True)
 
 # %% tags=["parameters"]
 # @title Settings

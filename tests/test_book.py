@@ -1,9 +1,13 @@
-"""The notebooks as committed: twins in step, ready for papermill, part of the book, free of errors, light."""
+"""The notebooks as committed: in step with their twins, set up alike, runnable, part of the book, whole and light."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
 import pytest
+import set_up_notebooks
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -15,11 +19,15 @@ def path(request):
     return request.param
 
 
-def test_every_notebook_has_a_twin_and_a_page():
+def test_every_notebook_has_a_twin_and_every_page_its_place():
     twins = sorted((ROOT / "notebooks").glob("*.py"))
     assert [path.stem for path in NOTEBOOKS] == [path.stem for path in twins]
-    pages = [chapter["file"] for chapter in yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]]
-    assert [page for page in pages if page.startswith("notebooks/")] == [f"notebooks/{path.stem}" for path in NOTEBOOKS]
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
+    written = [f"notebooks/{path.stem}" for path in NOTEBOOKS]
+    assert [page for page in listed if page.startswith("notebooks/")] == written
+    written += [f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")]
+    assert sorted(listed) == sorted(written)
 
 
 def test_twins_are_in_step(path):
@@ -27,6 +35,56 @@ def test_twins_are_in_step(path):
         return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in jupytext.read(file).cells]
 
     assert cells(path) == cells(path.with_suffix(".py")), f"run: jupytext --sync {path.relative_to(ROOT)}"
+
+
+def test_every_notebook_is_set_up_alike(path):
+    notebook, again = jupytext.read(path), jupytext.read(path)
+    set_up_notebooks.set_up(again, path.stem)
+    assert notebook == again, f"run: python book/set_up_notebooks.py {path.stem}"
+    _, badge, *_ = notebook.cells[0].source.split("\n\n")
+    assert badge.endswith(f"(https://colab.research.google.com/github/{address()}/blob/main/notebooks/{path.name})")
+
+
+def address() -> str:
+    return set_up_notebooks.REPOSITORY["url"].removeprefix("https://github.com/")
+
+
+def run_set_up(tmp_path, **installed):
+    """Run the set-up cell where only `installed` is there, by name and version; gives pip's arguments, or None."""
+    for name, version in installed.items():
+        (tmp_path / f"{name}.py").touch()
+        about = tmp_path / f"{name}-{version}.dist-info" / "METADATA"
+        about.parent.mkdir()
+        about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    called = tmp_path / "called.txt"
+    (tmp_path / "pip.py").write_text(f"import sys\nopen({str(called)!r}, 'w').write('\\n'.join(sys.argv[1:]))\n")
+    # -S hides what is really installed; pip, run without it, is found in the folder first
+    subprocess.run(
+        [sys.executable, "-S", "-c", set_up_notebooks.set_up_cell()],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        check=True,
+    )
+    return called.read_text().split("\n") if called.exists() else None
+
+
+def test_set_up_installs_what_is_missing_and_keeps_torch_and_numpy(tmp_path):
+    there = {"torch": "2.6.0+cu124", "torchvision": "0.21.0+cu124", "numpy": "2.0.2"}
+    *options, constraints, package, glue = run_set_up(tmp_path, **there, pillow="11.0.0")
+    assert options == ["install", "--quiet", "--constraint"]
+    kept = Path(constraints).read_text().split()
+    assert sorted(kept) == sorted(f"{name}=={version}" for name, version in there.items())
+    assert package.endswith(f"git+https://github.com/{address()}")
+    assert glue == "myst-nb"
+
+
+def test_set_up_asks_only_for_what_is_missing(tmp_path):
+    *_, asked = run_set_up(tmp_path, defectdiffu="1.0")
+    assert asked == "myst-nb"
+
+
+def test_set_up_does_nothing_where_all_is_there(tmp_path):
+    assert run_set_up(tmp_path, defectdiffu="1.0", myst_nb="1.1", torch="2.6.0") is None
 
 
 def test_papermill_finds_kernel_and_parameters(path):

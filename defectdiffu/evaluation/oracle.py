@@ -31,9 +31,9 @@ RENDERED_SEEDS = 3 * 10**15  # specimens that neither a generative model nor the
 
 
 def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None) -> dict:
-    """Judge `num` pictures of every procedural pair that the weights know, at w_d = 0 and at their own w_d.
+    """Judge `num` pictures of every procedural pair that the weights know, at their own w_d.
 
-    The first `SWEPT` of them are swept over `strengths` as well.
+    The first `SWEPT` of them are swept over `strengths` as well, 0 among them.
     weights: shipped name, folder or hub id. Returns "trained", "held_out" and "rendered_held_out" (the ceiling), each
     {score: {mean, low, high, count}} as `measure` has them, and "per_pair", the means of every pair.
     Raises `InputError` if the weights know none of the pairs.
@@ -112,31 +112,33 @@ def measure(
       product_accuracy, defect_accuracy  whether the judge names the product and the defect that were asked for
       defect_seen    whether the judge sees any defect
       mask_iou       the picture's mask against the judge's; 0 where both are empty, for a defect was asked for
+      Of the first `SWEPT` pictures alone:
       change_outside mean absolute difference, 0 to 1, to the frame of the same seed at strength 0, outside the mask
-    judged_good      whether the judge calls the frame at strength 0 good
-    monotony         Spearman's rank correlation of strength and the judge's defect area (mean over the first `SWEPT`
-                     seeds); 0 where the area never changes
+      judged_good    whether the judge calls the frame at strength 0 good
+      monotony       Spearman's rank correlation of strength and the judge's defect area (mean over the seeds); 0 where
+                     the area never changes
     judge_distance   mean distance of the judge's features between two of the pictures; only where num > 1
     """
     swept = sorted({0.0, *strengths})
     levels = sorted({*swept, strength})
     scores = {}
     for product, defect in tqdm(pairs, "judging", unit="pair", leave=False, disable=None):
-        counts = [num if s in (0.0, strength) else min(num, SWEPT) for s in levels]
+        counts = [num if s == strength else min(num, SWEPT) for s in levels]
         drawn = [source(product, defect, s, n) for s, n in zip(levels, counts, strict=True)]
         images, masks = zip(*(_at_size(frames, judge.size) for frames in drawn), strict=True)
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)
         seen, verdict, mask = images[at], verdicts[at], masks[at]
         marked = verdict.mask_probs > 0.5
-        change = np.abs(seen.astype(float) - images[0]).mean(-1) / 255
+        outside = ~mask[:SWEPT]
+        change = np.abs(seen[:SWEPT].astype(float) - images[0]).mean(-1) / 255
         areas = [np.mean(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5) for s in swept]
         scores[product, defect] = {
             "product_accuracy": np.array([p == product for p in verdict.products], float),
             "defect_accuracy": np.array([d == defect for d in verdict.defects], float),
             "defect_seen": np.array([d != "good" for d in verdict.defects], float),
             "mask_iou": (marked & mask).sum((1, 2)) / np.maximum((marked | mask).sum((1, 2)), 1),
-            "change_outside": (change * ~mask).sum((1, 2)) / np.maximum((~mask).sum((1, 2)), 1),
+            "change_outside": (change * outside).sum((1, 2)) / np.maximum(outside.sum((1, 2)), 1),
             "judged_good": np.array([d == "good" for d in verdicts[0].defects], float),
             "monotony": np.array([rank_correlation(swept, areas)]),
         }

@@ -117,5 +117,6 @@ def test_only_the_first_pictures_are_swept():
         return np.zeros((num, SIZE, SIZE, 3), np.uint8), np.zeros((num, SIZE, SIZE), bool)
 
     scores = measure(source, [("wood", "hole")], SWEPT + 2, (0.5, 1.0), 2.0, Reader())["wood", "hole"]
-    assert asked == [(0.0, SWEPT + 2), (0.5, SWEPT), (1.0, SWEPT), (2.0, SWEPT + 2)]
-    assert len(scores["mask_iou"]) == len(scores["judged_good"]) == SWEPT + 2
+    assert asked == [(0.0, SWEPT), (0.5, SWEPT), (1.0, SWEPT), (2.0, SWEPT + 2)]
+    assert len(scores["mask_iou"]) == SWEPT + 2
+    assert len(scores["judged_good"]) == len(scores["change_outside"]) == SWEPT

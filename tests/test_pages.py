@@ -1,0 +1,127 @@
+"""The built book in a browser with no network: no script error, sliders that move, nothing cut off on a phone.
+
+`make test` names the folder of the built pages in DEFECTDIFFU_HTML; a screenshot of every page, wide and narrow, lands
+beside it in screenshots/. Skipped where there is no such folder, no Chromium or no playwright.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+if "DEFECTDIFFU_HTML" not in os.environ:
+    pytest.skip("no built pages: DEFECTDIFFU_HTML names none, `make test` builds them", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="pages are not opened: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("pages are not opened: no Chromium, for instance `apt-get install chromium`", allow_module_level=True)
+
+HTML = Path(os.environ["DEFECTDIFFU_HTML"]).resolve()
+SCREENSHOTS = HTML.parent / "screenshots"
+ENTRANCE = HTML / "index.html"  # an empty page that only leads to the home page
+PAGES = [page for page in sorted(HTML.rglob("*.html")) if page != ENTRANCE and "_static" not in page.parts]
+WITH_SLIDER = [page for page in PAGES if 'type="range"' in page.read_text()]
+WIDE, PHONE = {"width": 1300, "height": 900}, {"width": 390, "height": 844}
+
+# What reaches beyond the right edge, with no box around it that scrolls. Text for screen readers alone has 1 pixel.
+CUT_OFF = """() => {
+    const scrolls = element => ['auto', 'scroll'].includes(getComputedStyle(element).overflowX);
+    const boxed = element => element && (scrolls(element) || boxed(element.parentElement));
+    const page = document.documentElement;
+    return [...document.querySelectorAll('article *')]
+        .filter(element => {
+            const box = element.getBoundingClientRect();
+            return box.width > 1 && box.right > page.clientWidth + 1 && !boxed(element.parentElement);
+        })
+        .map(element => `${element.tagName} ${element.className}: ${element.textContent.slice(0, 60)}`)
+        .concat(page.scrollWidth > page.clientWidth ? [`the page is ${page.scrollWidth} pixels wide`] : []);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A new tab without network; `tab.troubles` lists script errors, missing files and calls for a server."""
+    context = browser.new_context(viewport=WIDE, offline=True, has_touch=True)
+    context.set_default_timeout(120_000)  # milliseconds: a busy machine takes its time
+    tab = context.new_page()
+    tab.troubles = []
+    tab.on("pageerror", lambda error: tab.troubles.append(f"script: {error}"))
+    tab.on("console", lambda said: said.type == "error" and tab.troubles.append(f"console: {said.text}"))
+    tab.on("requestfailed", lambda request: tab.troubles.append(f"not loaded: {request.url}"))
+    tab.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("file:", "data:", "blob:")) or tab.troubles.append(f"server: {request.url}")
+        ),
+    )
+    yield tab
+    context.close()
+
+
+def name(page: Path) -> str:
+    return page.relative_to(HTML).with_suffix("").as_posix()
+
+
+def test_entrance_leads_home(tab):
+    tab.goto(ENTRANCE.as_uri())
+    tab.wait_for_url("**/book/index.html")
+    assert tab.locator("article h1").is_visible()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_page(tab, page):
+    picture = SCREENSHOTS / name(page)
+    tab.goto(page.as_uri())
+    tab.screenshot(path=picture.with_name(f"{page.stem}_wide.png"), full_page=True)
+    tab.set_viewport_size(PHONE)
+    tab.screenshot(path=picture.with_name(f"{page.stem}_narrow.png"), full_page=True)
+    assert not tab.troubles
+    assert not tab.evaluate(CUT_OFF)
+
+
+def test_some_page_has_a_slider():
+    assert WITH_SLIDER
+
+
+@pytest.mark.parametrize("page", WITH_SLIDER, ids=name)
+def test_sliders_move_by_mouse_finger_and_keyboard(tab, page):
+    tab.goto(page.as_uri())
+    for figure in tab.locator("figure:has(input[type=range])").all():
+        control, text = figure.locator("input[type=range]"), figure.locator("output")
+        frames = figure.locator("img").all()
+        last = len(frames) - 1
+
+        def shown(frames=frames):
+            return [i for i, frame in enumerate(frames) if frame.is_visible()]
+
+        def point(share: float, control=control) -> tuple[float, float]:
+            control.scroll_into_view_if_needed()
+            box = control.bounding_box()
+            return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+
+        (start,) = shown()
+        said = {start: text.inner_text()}
+        tab.mouse.move(*point(0.02 + 0.96 * start / last))
+        tab.mouse.down()
+        tab.mouse.move(*point(0.99), steps=5)
+        tab.mouse.up()
+        assert shown() == [last]
+        said[last] = text.inner_text()
+        tab.touchscreen.tap(*point(0.01))
+        assert shown() == [0]
+        said[0] = text.inner_text()
+        control.press("ArrowRight")
+        assert shown() == [1]
+        said[1] = text.inner_text()
+        assert len(set(said.values())) == len(said)
+        assert control.get_attribute("aria-valuetext") == said[1]
+    assert not tab.troubles
