@@ -1,4 +1,4 @@
-"""MVTec AD, VisA and KolektorSDD2 in small, each as its owners lay it out, become folders that the check finds sound."""
+"""MVTec AD, VisA and KolektorSDD2 in small, in their owners' layouts, become folders that the check finds sound."""
 
 import shutil
 import tarfile

@@ -29,7 +29,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802, the library's name
+    def do_GET(self):
         server, content, wanted = self.server, self.server.content, self.headers.get("Range")
         server.asked.append(wanted)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
