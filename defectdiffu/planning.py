@@ -56,7 +56,8 @@ def plan(preset: Preset, data: list[Path]) -> dict:
 
 def device_name() -> str:
     """The GPU's name, or how many CPU threads PyTorch uses."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def matrix_rate(size: int = 2048, repeats: int = 10) -> float:

@@ -232,7 +232,8 @@ assert not problems
 # 3. Halve the number of steps, again and again. What suffers first, image or mask?
 #
 # ````{dropdown} Answers
-# 1. Empty. A map that is flat everywhere gives an empty mask, not noise. Where one is not empty, the model sees a
+# 1. Empty. A map that is flat everywhere gives an empty mask, not noise; chapter 5 counts how often these weights
+#    keep to it. Where one is not empty, the model sees a
 #    defect in a good product.
 # 2. The sweep above in one call: the same noise five times, five strengths.
 # 3. Try it. The mask is averaged over fewer steps, while the image still has all of them.

@@ -648,7 +648,7 @@ glue("dit_few_seconds", f"{seconds[STEP_COUNTS[0]]:.2f}", display=False)
 # %% [markdown]
 # Each line on the left is a seed. With {glue:text}`dit_few` steps the pictures are on average
 # {glue:text}`dit_few_apart` of 255 grey levels from those with {glue:text}`dit_many`; with
-# {glue:text}`dit_second_last` steps {glue:text}`dit_second_apart`. Time grows in proportion to the steps, from
+# {glue:text}`dit_second_last` steps {glue:text}`dit_second_apart`. Time grows steadily with the steps, from
 # {glue:text}`dit_few_seconds` s to {glue:text}`dit_many_seconds` s for a picture on one core of the machine that made
 # this page. More steps follow the model's path more exactly. They do not make a better model.
 #

@@ -555,7 +555,7 @@ axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.2), ncols=3)
 plt.show()
 
 # %% [markdown]
-# All three run at the scales that the weights recommend for `{glue:text}`free_default``, so this is a look and not a
+# All three run at the scales that the weights recommend for {glue:text}`free_default`, so this is a look and not a
 # contest: where the intervals overlap, it decides nothing.
 #
 # ## The slip in Eq. 3
@@ -593,8 +593,8 @@ viz.grid(sweep, ["Eq. 4", "Eq. 3"], [f"w_d = {w:g}" for w in STRENGTHS])
 
 # %% [markdown]
 # In the upper row $w_d$ turns the defect and the product is there from the start. In the lower row $w_d = 0$ leaves
-# the defect at full strength on *no* product, and turning it up adds the product. So Eq. 3 is a slip of the pen: this
-# book, like the released code, goes by Eq. 4.
+# the defect, at the fixed scale $w_p$, on *no* product, and turning it up adds the product. So Eq. 3 is a slip of
+# the pen: this book, like the released code, goes by Eq. 4.
 #
 # ## One pass saved
 #
@@ -685,9 +685,9 @@ glue("free_default", pipe.config.guidance, display=False)
 # ## Summary
 #
 # Algorithm 1 forgets names at random, so that one network answers four questions; differences of its answers are a
-# direction towards the product and one towards the defect. Eq. 4 adds them with a scale each, and $w_d$ is the
-# defect's strength, for which no training image has a label. The paper's Eq. 3 has the scales swapped, and a third
-# of the background work can be shared without any change to the result.
+# direction towards the product and one towards the defect. Eq. 4 adds them with a scale each, and $w_d$ is meant
+# for the defect's strength, which no training image has a label for; chapter 8 measures it. The paper's Eq. 3 has
+# the scales swapped, and a third of the background work can be shared without any change to the result.
 #
 # ## Exercises
 #

@@ -574,10 +574,10 @@ glue(
 # %% [markdown]
 # Over {glue:text}`masks_true_count` drawn pictures, one of each pair that the weights know, the mask head does best
 # at $t$ = {glue:text}`masks_best`, with an IoU of {glue:text}`masks_true`. Three things to hold beside it. The true
-# mask, once through the autoencoder and the threshold, still has {glue:text}`masks_ceiling`: no mask can be better
-# than that. The judge on the clean pictures has {glue:text}`masks_judge`, so an IoU *with the judge* cannot come near
-# 1 even for a perfect mask. And without the product's name, which is how double-free asks, the IoU at the same $t$ is
-# {glue:text}`masks_null`.
+# mask, once through the autoencoder and the threshold, still has {glue:text}`masks_ceiling`: hardly a mask can be
+# better than that. The judge on the clean pictures has {glue:text}`masks_judge`, so an IoU *with the judge* cannot
+# come near 1 even for a perfect mask. And without the product's name, which is how double-free asks,
+# the IoU at the same $t$ is {glue:text}`masks_null`.
 #
 # The third curve is a warning. Told "good", the head still marks the defect with an IoU of
 # {glue:text}`masks_told_good` at that $t$. Wherever this is well above 0, the mask follows what is *seen* and not
@@ -599,7 +599,7 @@ glue(
 # The heads' attention maps are the mask head's only input; it predicts the mask's latent at every step, and the
 # decoder makes it pixels. The last tenth of the steps is averaged and split by the iterative threshold, and where the
 # two halves are not clearly apart the mask is empty. Asked about true pictures, the mask head can be judged without
-# the sampler, the autoencoder's loss and the judge's errors mixed in.
+# the sampler's and the judge's errors mixed in, and the autoencoder's part is known beside it.
 #
 # ## Exercises
 #

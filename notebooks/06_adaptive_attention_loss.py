@@ -496,7 +496,7 @@ glue(
 # %% [markdown]
 # Where the ratio is adaptive (first row, if there is one), more attention inside the mask lowers $R$ (blue), more
 # outside raises it (red): the gradient gathers attention on the defect. Where $R$ stands at 8 it is zero everywhere,
-# and these are the smallest defects, which would need it most. At this $t$ it flows for {glue:text}`aal_flows` of
+# and these are mostly small defects, which would need it most. At this $t$ it flows for {glue:text}`aal_flows` of
 # {glue:text}`aal_count` pictures. In the preset `tiny` it is {glue:text}`aal_default`.
 #
 # ## What alpha is for

@@ -139,7 +139,7 @@ glue("train_defective", len(defective), display=False)
 # ## A small preset
 #
 # The preset `tiny`, made smaller: a narrower transformer with one block of each kind, trained from random weights.
-# The autoencoder is the shipped one; at the end of this chapter you see how long its own training took. Whatever is
+# The autoencoder is the shipped one; further down you see the curve of its own training. Whatever is
 # not named here keeps the preset's value, and a misspelt name is an error.
 
 # %%
@@ -421,8 +421,8 @@ for name in TERMS:
 # losses are always taken with the same noise and the same $t$. Nor do the two levels compare: half of a batch has a
 # defect, while the held-out folder, like a real one, is mostly good. From the first to the last dot of the line they
 # changed by {glue:text}`train_change_noise` % (noise), {glue:text}`train_change_defect` % (defect) and
-# {glue:text}`train_change_mask` % (mask); their sum was lowest at step {glue:text}`train_best`. Was your prediction
-# right?
+# {glue:text}`train_change_mask` % (mask); their sum was lowest at step {glue:text}`train_best`. Which line
+# flattens first? Compare with your prediction.
 
 # %% tags=["hide-input"]
 drawn = sorted((run / "samples").glob("*.png"))
@@ -443,8 +443,8 @@ viz.grid(
 )
 
 # %% [markdown]
-# The samples that the run drew by itself, masks laid over. So little training is not enough for a defect, and need
-# not be: what matters is that the colours settle and the products come apart.
+# The samples that the run drew by itself, masks laid over where there are any. So little training is not enough for a
+# defect, and need not be: what matters is that the colours settle and the products come apart.
 #
 # ## The shipped weights' own curve
 #

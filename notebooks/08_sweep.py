@@ -336,9 +336,9 @@ glue(
 # {glue:text}`sweep_area_0` % to {glue:text}`sweep_area_last` %. The rendered pictures end at
 # {glue:text}`sweep_drawn_area_last` %; an area above theirs says that the model overdoes it.
 #
-# At $w_d = 0$ the judge calls {glue:text}`sweep_good_0` % of the generated pictures good, {glue:text}`sweep_leak`
-# ({glue:text}`sweep_drawn_good_0` %). At the other end it is {glue:text}`sweep_good_last` % against
-# {glue:text}`sweep_drawn_good_last` %.
+# At $w_d = 0$ the judge calls {glue:text}`sweep_good_0` % of the generated pictures good (of the rendered ones
+# {glue:text}`sweep_drawn_good_0` %): {glue:text}`sweep_leak`. At the other end it is {glue:text}`sweep_good_last` %
+# (of the rendered ones {glue:text}`sweep_drawn_good_last` %).
 #
 # ## Pair by pair
 #
@@ -368,8 +368,8 @@ figure
 # ## What a strong defect costs
 #
 # $F_d$ is found with no product told, so it points from the average good picture to the average defect picture, and
-# a little of the average product comes along. Pushed far, the product drowns. $w_p$ pushes back. How often does the
-# judge still name the product that was asked for?
+# a little of the average product comes along. Pushed far, it could drown the product, and $w_p$ would push back. How
+# often does the judge still name the product that was asked for?
 
 # %%
 FEW = STRENGTHS[::2]
@@ -439,15 +439,15 @@ print(
 #
 # - **A judge that was fooled.** It never saw generated pictures, and may take the model's artefacts for defects. The
 #   area at $w_d = 0$ shows how much.
-# - **Reading the model's own mask instead.** Below $w_d = 1$ it is scaled with $w_d$ by construction, and would rise
-#   whatever the picture shows.
+# - **Reading the model's own mask instead.** Below $w_d = 1$ it is mixed, in the share $w_d$, into the mask of the good
+#   branch, and so changes with $w_d$ whatever the picture shows.
 # - **Other noise in every frame.** The sweep would then compare pictures, not strengths.
 #
 # ## Summary
 #
 # $w_d$ turns the defect and $w_p$ the product, each along a direction of its own. A dose-response curve by an outside
-# judge, with intervals and the rendered pictures' own curve beside it, says how far that is true. A strong defect
-# costs product, and $w_p$ is what it is paid with.
+# judge, with intervals and the rendered pictures' own curve beside it, says how far that is true. Whether a
+# strong defect costs product is seen by how often the product is still named, at two values of $w_p$.
 #
 # ## Exercises
 #

@@ -93,14 +93,15 @@ for name, changes in variants(PRESETS["tiny"]).items():
     print(f"{name:30}", changes or "")
 
 # %% [markdown]
-# The first block is the model as it is, then come the paper's four, then choices that the paper leaves open. Removing
-# the fusion blocks also makes the model smaller; so there is a second row that gives their number to the other two
-# parts. Two rows change the sampling alone and need no training.
+# The first row is the model as it is, then come the paper's four, then choices that the paper leaves open or that are
+# made otherwise here. Removing the fusion blocks also makes the model smaller; so there is a second row that gives
+# their number to the other two parts. Two rows change the sampling alone and need no training.
 #
 # ## What the paper found
 #
 # Its Table 1 gives FID (lower is better) and LPIPS (higher is more diverse), averaged over the 15 products of
-# MVTec AD at 512 pixels. Each number comes from one training, and none has an interval.
+# MVTec AD at 512 pixels. How many trainings a number stands for is not said, and none has an
+# interval.
 
 # %% tags=["hide-input"]
 PAPER = {  # row "Average" of Table 1; what it does not give is None
@@ -292,8 +293,8 @@ glue("abl_confirmed", verdicts.count("as the paper says"), display=False)
 glue("abl_contrary", verdicts.count("the contrary"), display=False)
 
 # %% [markdown]
-# Of {glue:text}`abl_claims` comparisons {glue:text}`abl_confirmed` come out as the paper says and
-# {glue:text}`abl_contrary` the other way round; the rest cannot be told from no effect. A short training of a small
+# Comparisons run: {glue:text}`abl_claims`; as the paper says: {glue:text}`abl_confirmed`; the other way round:
+# {glue:text}`abl_contrary`; any others cannot be told from no effect. A short training of a small
 # model on drawn pictures cannot refute a long one of a large model on photographs. It can tell you what to expect at
 # *this* size.
 #
@@ -360,8 +361,9 @@ glue(
 )
 
 # %% [markdown]
-# Left at one strength, right at several, from the same noise. Over {glue:text}`abl_pairs` pairs the distance at one
-# strength minus that at several is {glue:text}`abl_single`: one strength is {glue:text}`abl_single_verdict`.
+# The left half at one strength, the right half at several, from the same noise. Over {glue:text}`abl_pairs` pairs the
+# distance at one strength minus that at several is {glue:text}`abl_single`: one strength is
+# {glue:text}`abl_single_verdict`.
 #
 # ## Three forms of guidance
 #
@@ -432,8 +434,8 @@ glue("abl_forms", "; ".join(told).replace("`", ""), display=False)
 #
 # - **One seed, many rows.** With so many variants and scores, some interval will exclude zero by chance alone. Look for
 #   effects that several scores and several seeds share.
-# - **A budget that is too short.** A part that pays off late looks useless early. The errors of all variants still fall
-#   when a short run ends.
+# - **A budget that is too short.** A part that pays off late looks useless early. The errors may still be falling when
+#   a short run ends.
 # - **Diversity by itself.** Noise is diverse, too. A variant whose pictures fall apart gains distance; read that score
 #   only beside the others.
 # - **A judge that prefers something.** All three "judge" scores come from one network. What fools it, fools them all.

@@ -132,8 +132,8 @@ for name, value in judge.card["scores"].items():
     print(f"{name:18}{value:.3f}")
 
 # %% [markdown]
-# `false_alarms` is the share of sound pictures that it finds a defect in, `mask_iou` how well its mask meets the true
-# one:
+# `false_alarms` is the share of sound pictures that it finds a defect in, `defects_seen` the share of defective ones
+# that it finds any defect in, `mask_iou` how well its mask meets the true one:
 #
 # $$
 # \mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}
@@ -154,7 +154,7 @@ print(
 )
 
 # %% [markdown]
-# ## Three ceilings
+# ## Two ceilings
 #
 # Before blaming the generator, find out what is possible. Fresh rendered pictures of every pair go to the judge, first
 # as they are, then once through the autoencoder: encoded, decoded, nothing else. No picture that the model makes can be
@@ -280,7 +280,8 @@ glue(
 
 # %% [markdown]
 # Read it from the top: every step down is somebody's fault. Of 100 defects, this many are no longer named right because
-# of: {glue:text}`good_lost` (below 0: a gain). The largest loss is that of {glue:text}`good_most`. (Points with 95 %
+# of: {glue:text}`good_lost` (below 0: a gain). The largest loss is that of {glue:text}`good_most`; losses
+# that are closer than the intervals are wide cannot be put in order. (Points with 95 %
 # intervals over {glue:text}`good_count` rendered and {glue:text}`good_judged` generated pictures. For rendered pictures
 # the IoU is that of the judge's mask and the true one, for generated ones that of the judge's mask and the model's.)
 #

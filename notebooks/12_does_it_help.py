@@ -372,9 +372,9 @@ if not records:
     print("Not run yet: no verdict.")
 
 # %% [markdown]
-# Blue lies above zero (the generated pairs are better than that set), orange below, grey cannot be told from none. The
-# first row of each detector, *real*, is the question "does it help?"; the others are "does it help more than what costs
-# nothing?".
+# In the figure, where there are records, blue lies above zero (the generated pairs are better than that set), orange
+# below, grey cannot be told from none. The first row of each detector, *real*, is the question "does it help?"; the
+# others are "does it help more than what costs nothing?".
 #
 # ## What would break this
 #

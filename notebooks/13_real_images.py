@@ -276,10 +276,7 @@ for defect in defects:
     pairs = zip(out.images, out.masks, strict=True)
     rows.append([viz.overlay(viz.enlarge(i), viz.enlarge(m)) for i, m in pairs])
     labels.append(f"{defect},\ngenerated")
-figure = viz.grid(rows, labels)
-figure if not DATA else print(
-    f"{len(rows)} rows, not shown: mind the licence of your data"
-)
+viz.grid(rows, labels)
 
 # %% [markdown]
 # Compare with your prediction: is the colour there? Are the defects? Of {glue:text}`real_made` masks
@@ -325,7 +322,7 @@ shutil.rmtree(work)
 #
 # A folder in MVTec AD's layout is checked first, then the shipped weights are adapted to it in one command. Look at the
 # pairs beside the given ones, and at the ratio to the nearest. Whether they help a detector is a question of its own,
-# and the chapter before last asks it.
+# and the chapter before this one asks it.
 #
 # ## Exercises
 #
