@@ -236,9 +236,7 @@ for i, name in enumerate(names):
     )
     left += values
 for y, total in enumerate(left):
-    axis.text(
-        total + 1, y, f"{total:.0f}", va="center", backgroundcolor="white", zorder=3
-    )
+    axis.text(max(total, 16) + 1, y, f"{total:.0f}", va="center")
 axis.axvline(16, color="black", linestyle=":", linewidth=1)
 axis.text(16, -0.75, " a T4's 16 GB", va="center", fontsize=9)
 axis.set(
