@@ -144,8 +144,9 @@ glue("pair_steps", STEPS, display=False)
 #
 # ## Turn the defect up
 #
-# Every frame starts from the same noise; only $w_d$ differs. At 0 the defect's direction is switched off. Compare
-# what you see with your prediction: does the product stay?
+# Every frame starts from the same noise; only $w_d$ differs. At 0 the defect's direction is switched off: if a mask
+# is there all the same, the model marks something that nobody asked for. Compare what you see with your prediction:
+# does the product stay?
 
 # %%
 STRENGTHS = [0, 0.5, 1, 1.5, 2, 2.5, 3]
@@ -222,8 +223,8 @@ assert not problems
 #
 # ## Summary
 #
-# Two words and a seed give an image and its mask; $w_d$ turns one picture's defect up and down; the folder is one
-# that other tools read, and is checked before it is used.
+# Two words and a seed give an image and its mask; $w_d$ is the knob for the defect in one picture, and chapter 8
+# measures how well it works; the folder is one that other tools read, and is checked before it is used.
 #
 # ## Exercises
 #

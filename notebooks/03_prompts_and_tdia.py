@@ -661,6 +661,9 @@ glue("tdia_exchanges", len(order), display=False)
 # | $c_f$ alone | {glue:text}`tdia_product_f` % | {glue:text}`tdia_defect_f` % |
 # | all three | {glue:text}`tdia_product_all` % | {glue:text}`tdia_defect_all` % |
 #
+# Hold these numbers against the orange in the first row of each panel: so often the judge names the other product or
+# defect with nothing exchanged at all.
+#
 # In these weights the product listens most to {glue:text}`tdia_product_strongest` and the defect most to
 # {glue:text}`tdia_defect_strongest`; with so few pictures a small lead may be chance. Were your two letters right?
 # Keep in mind that $c_f$ names both things, and comes last: nothing in the training forbids the fusion blocks to draw

@@ -301,8 +301,8 @@ print("our sampler draws the pipeline's pictures; our Eq. 4 is guidance.guide")
 # %% [markdown]
 # ## Built up term by term
 #
-# The same noise in every row, one term of Eq. 4 more in every column. The first column names neither product nor
-# defect. The third adds the defect to *that*, without a product.
+# The same noise in every row. The first column names neither product nor defect. The second adds the product's term
+# of Eq. 4 to it, the third the defect's term, without a product, and the last adds both.
 
 # %%
 PAIRS = [("hazelnut", "crack"), ("leather", "cut"), ("bottle", "contamination")]
@@ -385,9 +385,9 @@ plt.show()
 # %% [markdown]
 # Time runs from left to right, from noise ($t$ large) to picture ($t$ near 0). Look for two things. Where $F_p$ is
 # strong the product is being told from "something", all over the picture; $F_d$ ought to gather at one place as $t$
-# falls. And compare the second row with the third: one leans towards the sound product, the other towards the defect.
-# At one step they differ little, for all three look at the same $x_t$; what makes the picture is that the differences,
-# scaled, are added at every step.
+# falls, and where it stays spread out, $w_d$ turns more than a defect. And compare the second row with the third: one
+# leans towards the sound product, the other towards the defect. At one step they differ little, for all three look at
+# the same $x_t$; what makes the picture is that the differences, scaled, are added at every step.
 #
 # How long are the two, and do they say different things? We measure over one pair of every product: length relative
 # to $\epsilon(g, \varnothing)$, and two cosines. The first, between $F_p$ and $F_d$, would be 0 if the two knobs had

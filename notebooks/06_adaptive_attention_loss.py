@@ -161,7 +161,7 @@ for name, attention in {"even": even, "half on the defect": keen}.items():
 # %% [markdown]
 # Even attention is worth a closer look. If the map is even and its sum is 1, a defect of area $A$ gets $A$ of the
 # attention, so $Rat = (1 - A) / (A + \alpha)$: *only its area counts*. That is the yardstick for everything below. A
-# network whose ratios lie on this curve pays the defect no attention; one that lies below it does.
+# network whose ratios lie on this curve pays the defect no more attention than the rest; one that lies below it does.
 #
 # ## On real batches
 #
@@ -293,9 +293,10 @@ glue("aal_even", f"{100 / 9:.0f}", display=False)
 glue("aal_even_low", f"{100 / 3:.0f}", display=False)
 
 # %% [markdown]
-# Each point is a picture. In the upper figure distance *below* the curve is attention paid to the defect; the lower
-# figure shows that distance as a factor, with 1 for even attention, and its 95 % bootstrap interval. Over all steps
-# the ratio is {glue:text}`aal_relative` of what even attention would give: {glue:text}`aal_verdict`.
+# Each point is a picture at one step. In the upper figure distance *below* the curve is extra attention to the defect,
+# distance above it attention that the defect misses; the lower figure shows that distance as a factor, with 1 for even
+# attention, and its 95 % bootstrap interval. See at which steps it is below 1. Averaged over the steps the ratio is
+# {glue:text}`aal_relative` of what even attention would give: {glue:text}`aal_verdict`.
 #
 # The shaded band is where Eq. 9 leaves the ratio alone. In these pictures $R$ is 8 for {glue:text}`aal_top` % of
 # pictures and steps, 2 for {glue:text}`aal_bottom` %, and adaptive for {glue:text}`aal_between` %. The curve says

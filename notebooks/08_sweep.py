@@ -438,7 +438,7 @@ print(
 # ## What would break this
 #
 # - **A judge that was fooled.** It never saw generated pictures, and may take the model's artefacts for defects. The
-#   area at $w_d = 0$ shows how much.
+#   area at $w_d = 0$, where no defect is asked for, gives an idea how much.
 # - **Reading the model's own mask instead.** Below $w_d = 1$ it is mixed, in the share $w_d$, into the mask of the good
 #   branch, and so changes with $w_d$ whatever the picture shows.
 # - **Other noise in every frame.** The sweep would then compare pictures, not strengths.

@@ -170,10 +170,10 @@ print(f"paired   {difference.mean():+.2f} ({low:+.2f} to {high:+.2f})")
 #
 # ## The measured effects
 #
-# All variants start from nothing and get the same pictures, autoencoder, steps and seed as the full model; the table
-# says how many. Below zero means *less than the full model*. For the three errors less is better, for the judge's
-# scores more is better. The judge is a network that was trained on thousands of rendered pictures; the chapter on how
-# good the model is says how far it can be trusted.
+# All variants start from nothing and get the same pictures, autoencoder, steps and seed as the full model. The table,
+# where there is a record, says how many. Below zero means *less than the full model*. For the three errors less is
+# better, for the judge's scores more is better. The judge is a network that was trained on thousands of rendered
+# pictures; the chapter on how good the model is says how far it can be trusted.
 
 # %% tags=["hide-input"]
 SCORES = {  # score: (what it is, +1 if more is better)
@@ -244,10 +244,10 @@ if compared:
 figure if figure else print("Not run yet: no figure.")
 
 # %% [markdown]
-# Orange is worse than the full model, blue better, grey cannot be told from none. Each line is one seed's 95 %
-# interval. It is an interval over *pictures*: it says what would happen with other pictures and the same two trainings.
-# Another random start of the training moves the scores as well, and a single seed cannot tell how far. So a
-# small effect with a short line, seen with one seed, is a hint and no more.
+# In the figure, where there is a record, orange is worse than the full model, blue better, grey cannot be told from
+# none. Each line is one seed's 95 % interval. It is an interval over *pictures*: it says what would happen with other
+# pictures and the same two trainings. Another random start of the training moves the scores as well, and a single seed
+# cannot tell how far. So a small effect with a short line, seen with one seed, is a hint and no more.
 #
 # ## Beside the paper
 #

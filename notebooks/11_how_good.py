@@ -214,7 +214,7 @@ viz.grid(
 )
 
 # %% [markdown]
-# Compare the two rows: fine lines and faint colours are what an autoencoder gives up first.
+# Compare the two rows: what is fine or faint is what an autoencoder gives up first.
 #
 # The generator's own scores come from `oracle.json`, which lies beside the weights. It is written by
 # `defectdiffu evaluate oracle`; the first seeds of every pair, none left out.
@@ -548,8 +548,8 @@ glue("good_reference", len(reference), display=False)
 #
 # - **A generator that fools the judge.** It is one network. What it has learned to look for can be there without the
 #   picture being right.
-# - **Few pictures.** A Frechet distance of thirty pictures is mostly bias; it compares only with another one of the
-#   same count. That is why the table has its second column.
+# - **Few pictures.** A Frechet distance of few pictures is above zero even between pictures of the same kind; it
+#   compares only with another one of the same count. That is why the table has its second column.
 # - **Real photographs.** There is no oracle for those. What remains are FID, LPIPS, the memorisation ratio, and the
 #   test of the next chapter: does a detector get better?
 #

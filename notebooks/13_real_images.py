@@ -216,7 +216,8 @@ print(product, augmentation(product))
 # ## Adapt the weights
 #
 # With so few pictures nobody trains from nothing. `--preset tiny` begins from the shipped weights, autoencoder and
-# all, and learns the new names beside the old ones. The objective is the same as ever, Eq. 11,
+# all, and learns the names in the folder: words that those weights know begin with what was learned, the others anew.
+# The objective is the same as ever, Eq. 11,
 #
 # $$
 # \mathcal{L} = \mathcal{L}_{noise} + \mathcal{L}_d + \lambda \mathcal{L}_m ,
@@ -333,7 +334,7 @@ shutil.rmtree(work)
 # ````{dropdown} Answers
 # 1. Try it; the answer depends on the data. If the ratio falls while the pictures look better and better, the model
 #    copies.
-# 2. It refuses a name that it has never seen on anything. `crack` on `blue_wood` is allowed as soon as some product in
-#    the folder has cracks: that is zero-shot transfer.
+# 2. It refuses a defect that no product in the folder has, even one that the shipped weights know. `crack` on
+#    `blue_wood` is allowed as soon as some product in the folder has cracks: that is zero-shot transfer.
 # 3. Begin with `defectdiffu data check`.
 # ````

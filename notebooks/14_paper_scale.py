@@ -276,7 +276,7 @@ glue("scale_biggest_last", biggest_last.replace("_", " "), display=False)
 #
 # With all three, a batch of {glue:text}`scale_batch` takes {glue:text}`scale_least` GB by this arithmetic, instead of
 # {glue:text}`scale_plain`, so it {glue:text}`scale_fits` on a Colab T4 with 16 GB. When the memory does run out, the
-# error names what each setting would save:
+# error names what each setting would save; here for the batch that the preset asks for:
 
 # %%
 for setting, gb in savings(PRESETS["paper"], "bf16").items():

@@ -131,7 +131,7 @@ def place(file):
 # %% [markdown]
 # ## Versions and hardware
 #
-# The machine and the libraries that executed *this page*. The middle column is the oldest version that will do.
+# The machine and the libraries that executed *this page*. The middle column says which versions will do.
 
 
 # %% tags=["hide-input"]
