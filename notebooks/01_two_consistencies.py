@@ -64,7 +64,8 @@ WEIGHTS = "tiny"  # @param {type:"string"}
 PRODUCT = "hazelnut"  # @param {type:"string"}
 DEFECT = "crack"  # @param {type:"string"}
 EXAMPLES = 3  # @param {type:"integer"}
-SEEDS = 2  # @param {type:"integer"} at least 2: specimens are compared
+# At least 2 seeds: specimens are compared.
+SEEDS = 2  # @param {type:"integer"}
 STEPS = 20  # @param {type:"integer"}
 REAL_DATA = ""  # @param {type:"string"}
 
