@@ -6,7 +6,7 @@ penalty is then the latent's square, and the decoder is used to latents that are
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from defectdiffu.config import AutoencoderConfig
@@ -26,6 +26,20 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderTiny:
         num_decoder_blocks=(*(3,) * (levels - 1), 1),
         latent_channels=config.latent_channels,
     )
+
+
+def stable_diffusion_autoencoder() -> AutoencoderKL:
+    """A new autoencoder of the sizes of Stable Diffusion's, for what depends on sizes alone."""
+    widths = (128, 256, 512, 512)
+    down, up = ("DownEncoderBlock2D",) * len(widths), ("UpDecoderBlock2D",) * len(widths)
+    return AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4, sample_size=256)
+
+
+def mend_tiling(vae) -> None:
+    """Let `vae.enable_tiling()` decode right: diffusers takes it that an `AutoencoderTiny` halves the side thrice."""
+    if isinstance(vae, AutoencoderTiny):
+        vae.spatial_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.tile_latent_min_size = vae.tile_sample_min_size // vae.spatial_scale_factor
 
 
 def encode(vae, pictures: Tensor) -> Tensor:

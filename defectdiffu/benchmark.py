@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -182,9 +182,7 @@ def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, De
     sizes = preset.replace(start_from=None, model={"pretrained": None})
     vae = autoencoder.build_autoencoder(preset.autoencoder)
     if preset.autoencoder.pretrained is not None:
-        levels = (128, 256, 512, 512)
-        down, up = ("DownEncoderBlock2D",) * len(levels), ("UpDecoderBlock2D",) * len(levels)
-        vae = AutoencoderKL(3, 3, down, up, levels, layers_per_block=2, latent_channels=4)
+        vae = autoencoder.stable_diffusion_autoencoder()
     if preset.text.pretrained is not None:
         sizes = sizes.replace(text={"pretrained": None, "layers": CLIP_LAYERS, "heads": CLIP_HEADS})
     pipe = build_pipeline(sizes, vae.eval().requires_grad_(False), TRAINED_ON).to(device)

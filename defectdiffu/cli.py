@@ -70,6 +70,21 @@ def data_check(folder: Path) -> None:
     sys.exit(1 if problems else 0)
 
 
+@data_app.command("split")
+def data_split(
+    source: Path,
+    few: Path,
+    rest: Path,
+    per_defect: Annotated[int, typer.Option(min=1, help="Images per product and defect in FEW.")] = 10,
+    good: Annotated[int, typer.Option(min=1, help="Good images per product in FEW.")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Copy a folder into two new ones: FEW to train on, REST to test on."""
+    from defectdiffu.data.splitting import write_split
+
+    _finish(write_split(source, few, rest, per_defect, good, seed), None)
+
+
 @data_app.command("download")
 def data_download(name: str, out: Path) -> None:
     """Fetch the archive of a public data set into OUT, its licence said first: mvtec, visa or ksdd2."""
@@ -131,13 +146,17 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next has the next.")] = 0,
     guidance: Annotated[str | None, typer.Option(help="double_free, defect_only or product_aware.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs sampled together; fewer take less memory.")] = 8,
+    half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
+    offload: Annotated[bool, typer.Option("--offload", help="Only the part that computes is on the GPU.")] = False,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
-    from defectdiffu.generation import generate_folder
+    from defectdiffu.generation import generate_folder, load_pipeline
 
-    record = generate_folder(
-        _pipeline(weights), out, product, defect, num, seed, w_d=w_d, w_p=w_p, steps=steps, guidance=guidance
-    )
+    pipe = load_pipeline(weights, half, offload, tiling)
+    asked = {"w_d": w_d, "w_p": w_p, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+    record = generate_folder(pipe, out, product, defect, num, seed, **asked)
     skipped = len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
     if _process().is_main_process:
@@ -287,12 +306,6 @@ def benchmark(
     from defectdiffu.benchmark import benchmark as run
 
     _finish(run(load_preset(preset), repeats, PARTS if part is None else (part,), baseline), file)
-
-
-def _pipeline(weights: str):
-    from defectdiffu.pipeline import DefectDiffuPipeline
-
-    return DefectDiffuPipeline.from_pretrained(weights).to(_process().device)
 
 
 def _process():

@@ -17,11 +17,37 @@ from PIL import Image
 
 from defectdiffu.checkpoints import write_atomically, writing
 from defectdiffu.errors import InputError
+from defectdiffu.memory import sampling_explained
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD
+from defectdiffu.training import precision
 
 ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
 BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
+
+
+def load_pipeline(weights: str, half: bool = False, offload: bool = False, tiling: bool = False) -> DefectDiffuPipeline:
+    """The pipeline of a shipped name, a folder or a hub id, on this process's device, in less memory where asked.
+
+    half: in half precision; offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are
+    decoded tile by tile. Raises `InputError` where there is no GPU to offload from, and where the weights alone are too
+    large for it, saying what saves how much.
+    """
+    on_gpu, dtype = torch.cuda.is_available(), torch.float32
+    if offload and not on_gpu:
+        raise InputError("--offload keeps memory free on a GPU, and there is no GPU: leave it out")
+    if half:
+        dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
+    device = PartialState(cpu=not on_gpu).device
+    pipe = DefectDiffuPipeline.from_pretrained(weights, dtype=dtype)
+    if tiling:
+        pipe.vae.enable_tiling()
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        with sampling_explained(pipe, batch_size=1):
+            pipe.to(device)
+    return pipe
 
 
 def generate_folder(
@@ -36,12 +62,14 @@ def generate_folder(
     w_p: float | None = None,
     steps: int | None = None,
     guidance: str | None = None,
+    batch_size: int = BATCH,
 ) -> dict:
     """Write `num` pairs as out/<product>/test/<defect>/NNN.png and .../ground_truth/<defect>/NNN_mask.png.
 
     Seeds seed, seed + 1, ... are used in turn. A defect image whose mask is empty is no pair: its seed is skipped and
     written down, so that nothing in `out` teaches a detector that a defect is no defect. What was done is appended to
     out/generation.json and returned. A call that was killed goes on when it is made again, and ends in the same files.
+    batch_size: pairs sampled together, which may be another one then: it changes no more than a sum's last bit.
     Raises `InputError`, with nothing written, if no seed gives a pair or the folder of this product and defect is there
     already.
     """
@@ -69,7 +97,7 @@ def generate_folder(
     try:
         while len(pairs) < num and next_seed < seed + ATTEMPTS * num:
             seeds = list(range(next_seed, next_seed + num - len(pairs)))
-            sample(pipe, product, defect, seeds, settings, work, processes)
+            sample(pipe, product, defect, seeds, settings, batch_size, work, processes)
             for s in seeds:
                 with Image.open(work / f"{s}_mask.png") as mask:
                     (skipped if defect != GOOD and mask.getbbox() is None else pairs).append(s)
@@ -124,14 +152,16 @@ def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: Part
     processes.wait_for_everyone()
 
 
-def sample(pipe, product: str, defect: str, seeds: list[int], settings: dict, work: Path, processes) -> None:
+def sample(
+    pipe, product: str, defect: str, seeds: list[int], settings: dict, batch_size: int, work: Path, processes
+) -> None:
     """Sample this process's batches of `seeds` into `work`, but for those that are there; returns when all have."""
-    for number, start in enumerate(range(0, len(seeds), BATCH)):
-        batch = seeds[start : start + BATCH]
+    for number, start in enumerate(range(0, len(seeds), batch_size)):
+        batch = seeds[start : start + batch_size]
         mine = number % processes.num_processes == processes.process_index
         if not mine or all((work / f"{s}.png").is_file() for s in batch):
             continue
-        result = pipe(product, defect, num_images=len(batch), seeds=batch, **settings)
+        result = pipe(product, defect, num_images=len(batch), seeds=batch, batch_size=len(batch), **settings)
         for s, image, mask in zip(batch, result.images, result.masks, strict=True):
             write_atomically(work / f"{s}_mask.png", partial(mask.save, format="png"))
             write_atomically(work / f"{s}.png", partial(image.save, format="png"))  # last: it says that both are there

@@ -2,10 +2,11 @@
 
 Encoding is the same work in every epoch, so it is done once: every picture in several augmented versions, its mask
 moved along with it, both through the autoencoder. The cache is keyed by content: the pictures' bytes, the
-autoencoder's weights and the settings.
+autoencoder's weights and the settings. Several processes fill it together, batch by batch.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -123,32 +125,55 @@ def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> n
 
 @torch.no_grad()
 def cached_latents(
-    vae, pictures: Pictures, variants: int, seed: int, folder: Path, autocast: Callable = nullcontext
+    vae,
+    pictures: Pictures,
+    variants: int,
+    seed: int,
+    folder: Path,
+    autocast: Callable = nullcontext,
+    processes: Accelerator | None = None,
 ) -> Latents:
     """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
 
     Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone. autocast: a context
-    in which the autoencoder runs, such as accelerate's.
+    in which the autoencoder runs, such as accelerate's. processes: share the work, and must all make this call. A call
+    that was killed goes on where it stopped, in any number of processes.
     """
-    key = _key(vae, pictures, variants, seed)
-    path = folder / f"latents-{key}.safetensors"
+    rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    wait = processes.wait_for_everyone if processes else lambda: None
+    name = f"latents-{_key(vae, pictures, variants, seed)}"
+    path, parts = folder / f"{name}.safetensors", folder / name
+    per_batch = max(1, BATCH // variants)
+    batches = [range(i, min(i + per_batch, len(pictures))) for i in range(0, len(pictures), per_batch)]
+    files = [parts / f"{batch.start}-{batch.stop}.safetensors" for batch in batches]
     if not path.is_file():
-        device, dtype = vae.device, vae.dtype
-        parts: dict[str, list[Tensor]] = {"image": [], "mask": [], "region": []}
-        per_batch = max(1, BATCH // variants)
-        for start in tqdm(range(0, len(pictures), per_batch), "encoding pictures", leave=False):
-            index = range(start, min(start + per_batch, len(pictures)))
-            versions = [_versions(pictures, i, variants, seed) for i in index]
-            images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
-            with autocast():
-                image = autoencoder.encode(vae, images.to(device, dtype))
-                mask = autoencoder.encode(vae, to_picture(masks).to(device, dtype))
-            region = resize_mask(masks, image.shape[-2:])
-            for name, value in (("image", image.half()), ("mask", mask.half()), ("region", region.to(torch.uint8))):
-                parts[name].append(value.cpu().unflatten(0, (len(index), variants)))
-        save_tensors(path, {name: torch.cat(values) for name, values in parts.items()}, {})
+        mine = list(zip(batches, files, strict=True))[rank::count]
+        for batch, file in tqdm(mine, "encoding pictures", leave=False, disable=rank > 0):
+            if not file.is_file():
+                save_tensors(file, _encode(vae, pictures, batch, variants, seed, autocast), {})
+    wait()  # whatever it found on the disk, every process waits as often as the others
+    if rank == 0:
+        if not path.is_file():
+            found = [load_tensors(file)[0] for file in files]
+            save_tensors(path, {key: torch.cat([tensors[key] for tensors in found]) for key in found[0]}, {})
+        shutil.rmtree(parts, ignore_errors=True)
+    wait()
     tensors, _ = load_tensors(path)
     return Latents(**tensors, products=pictures.products, defects=pictures.defects)
+
+
+def _encode(
+    vae, pictures: Pictures, batch: Sequence[int], variants: int, seed: int, autocast: Callable
+) -> dict[str, Tensor]:
+    """What `Latents` holds of a batch of pictures, by its names."""
+    versions = [_versions(pictures, i, variants, seed) for i in batch]
+    images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
+    with autocast():
+        image = autoencoder.encode(vae, images.to(vae.device, vae.dtype))
+        mask = autoencoder.encode(vae, to_picture(masks).to(vae.device, vae.dtype))
+    region = resize_mask(masks, image.shape[-2:]).to(torch.uint8)
+    found = {"image": image.half(), "mask": mask.half(), "region": region}
+    return {name: value.unflatten(0, (len(batch), variants)) for name, value in found.items()}
 
 
 def _versions(pictures: Pictures, i: int, variants: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -160,7 +185,9 @@ def _versions(pictures: Pictures, i: int, variants: int, seed: int) -> tuple[Ten
 
 
 def _key(vae, pictures: Pictures, variants: int, seed: int) -> str:
-    digest = hashlib.sha256(f"{variants} {seed} {pictures.products} {pictures.defects}".encode())
+    digest = hashlib.sha256(
+        f"{variants} {seed} {vae.config.scaling_factor} {pictures.products} {pictures.defects}".encode()
+    )
     for value in (pictures.images, pictures.masks, *vae.state_dict().values()):
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from defectdiffu import autoencoder, masks
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
+from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.prompts import GOOD, PromptEncoder
 
@@ -60,6 +61,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
     ):
         super().__init__()
+        autoencoder.mend_tiling(vae)
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
@@ -115,7 +117,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         w_d: strength of the defect, one number or one per image; w_p: strength of the product. seeds: one per image,
         0, 1, 2, ... unless given; image i depends on seeds[i] alone, so a sweep over w_d starts every frame from the
         same noise. callback(step, t, latents, branches) is called after every step with the batch's noisy latents
-        and what each branch predicted. Raises `InputError` for names the model does not know.
+        and what each branch predicted. Raises `InputError` for names the model does not know, and where the GPU's
+        memory runs out, saying what saves how much.
         """
         config = self.config
         check_choice("product", product, [*self.products, self.transformer.config.null_product])
@@ -133,9 +136,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 raise InputError(f"{len(values)} {what} for {num_images} images: give one per image")
 
         null = self.transformer.config.null_product
-        conditions = branch_conditions(self.encoder, guidance, product, defect, null)
         pictures, probabilities = [], []
-        with self.progress_bar(total=-(-num_images // batch_size) * steps) as bar:
+        with (
+            sampling_explained(self, min(batch_size, num_images)),
+            self.progress_bar(total=-(-num_images // batch_size) * steps) as bar,
+        ):
+            conditions = branch_conditions(self.encoder, guidance, product, defect, null)
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
                 picture, probability = self._sample(
@@ -143,6 +149,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 )
                 pictures.append(picture)
                 probabilities.append(probability)
+                self.maybe_free_model_hooks()  # offloaded parts leave the GPU before the next batch
         pictures, probabilities = np.concatenate(pictures), np.concatenate(probabilities)
         return DefectDiffuOutput(
             images=[Image.fromarray(p) for p in pictures],
@@ -164,17 +171,18 @@ class DefectDiffuPipeline(DiffusionPipeline):
         extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         last = masks.averaged_steps(steps)
         timesteps = self.scheduler.timesteps
-        probability = 0
+        predicted = []  # decoded at the end: offloaded, transformer and autoencoder then change places but once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
             branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
             noise, mask = guide(branches, guidance, w_p, strength)
             latents = self.scheduler.step(noise.float(), t, latents, **extra).prev_sample
             if i >= len(timesteps) - last:
-                probability = probability + masks.to_probability(self._decode(mask)) / last
+                predicted.append(mask)
             if callback is not None:
                 callback(i, t, latents, branches)
             tick()
+        probability = sum(masks.to_probability(self._decode(mask)) / last for mask in predicted)
         pictures = ((self._decode(latents) + 1) * 127.5).round().to(torch.uint8)
         return pictures.permute(0, 2, 3, 1).cpu().numpy(), probability.cpu().numpy()
 

@@ -77,7 +77,9 @@ class ReleasedPrompts(PromptEncoder):
             import open_clip
         except ImportError as error:
             raise InputError("CLIP RN50 needs open_clip: pip install open_clip_torch") from error
-        self.text_encoder = open_clip.create_model("RN50", pretrained=pretrained).eval().requires_grad_(False)
+        # OpenAI's weights were trained with the quick GELU, which open_clip leaves out of the model named plain RN50.
+        clip = open_clip.create_model("RN50-quickgelu", pretrained=pretrained)
+        self.text_encoder = clip.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer("RN50")
         self.one_prompt = False
 

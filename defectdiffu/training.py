@@ -19,7 +19,8 @@ from defectdiffu import autoencoder, losses
 from defectdiffu.building import TRAIN_STEPS, build_pipeline, export, load_autoencoder
 from defectdiffu.checkpoints import write_atomically, writing
 from defectdiffu.config import Preset
-from defectdiffu.data.folder import read_folder, split
+from defectdiffu.data.folder import read_folder
+from defectdiffu.data.splitting import split
 from defectdiffu.errors import InputError
 from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
@@ -102,12 +103,10 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
     vae = get_autoencoder(preset, pictures, watched, accelerator, out)
     vae = vae.to(accelerator.device).eval().requires_grad_(False)
-    with accelerator.main_process_first():  # one process fills the cache, the others read it
-        seed = preset.training.seed
-        cache = {"seed": seed, "folder": out / "cache", "autocast": accelerator.autocast}
-        latents = cached_latents(vae, pictures, preset.training.variants, **cache)
-        latents = latents.to(accelerator.device)
-        watched = cached_latents(vae, watched, 1, **cache).to(accelerator.device) if watched else None
+    cache = {"seed": preset.training.seed, "folder": out / "cache"}
+    cache |= {"autocast": accelerator.autocast, "processes": accelerator}
+    latents = cached_latents(vae, pictures, preset.training.variants, **cache).to(accelerator.device)
+    watched = cached_latents(vae, watched, 1, **cache).to(accelerator.device) if watched else None
 
     torch.manual_seed(preset.training.seed)
     pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})

@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
+import torch
 from helpers import tiny_preset, write_folder
 from PIL import Image
 
-from defectdiffu import DefectDiffuPipeline, cli
+from defectdiffu import DefectDiffuPipeline, DefectDiffuTransformer, cli
 
 ABLATIONS = ["--data", "DATA", "--val", "DATA", "--json", "record.json"]
 
@@ -47,6 +48,27 @@ def test_a_run_generates_good_images_that_pass_the_check(run, weights, tmp_path)
     code, out, err = run("data", "check", tmp_path)
     assert (code, out) == (0, "")
     assert "0 problem(s)" in err
+
+
+def test_pairs_are_generated_in_little_memory(run, weights, tmp_path):
+    arguments = ["generate", "--weights", weights / "run", "--product", "tile", "--num", 3, "--out", tmp_path / "out"]
+    code, out, _ = run(*arguments, "--batch-size", 2, "--half", "--tiling")
+    assert code == 0
+    assert "3 of 3 pairs" in out
+
+
+def test_running_out_of_gpu_memory_is_one_line_and_leaves_nothing(run, weights, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(DefectDiffuTransformer, "background", full)
+    code, out, err = run("generate", "--weights", weights / "run", "--product", "tile", "--out", tmp_path / "out")
+    line = err.strip().splitlines()[-1]
+    assert (code, out) == (2, "")
+    assert line.startswith("defectdiffu: out of GPU memory: sampling 4 at a time takes about ")
+    assert "(--batch-size 1) saves " in line
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_training_command_resumes(run, weights):

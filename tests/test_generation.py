@@ -12,8 +12,8 @@ from PIL import Image
 from defectdiffu import InputError, generation
 from defectdiffu.data.folder import read_folder
 from defectdiffu.data.validate import check_folder
-from defectdiffu.generation import generate_folder
-from defectdiffu.pipeline import DefectDiffuOutput
+from defectdiffu.generation import generate_folder, load_pipeline
+from defectdiffu.pipeline import DefectDiffuOutput, DefectDiffuPipeline
 
 
 @pytest.fixture
@@ -79,8 +79,10 @@ def test_masks_that_are_there_are_not_touched(drawing, tmp_path):
 
 def test_what_is_asked_for_reaches_the_pipeline_and_the_record(drawing, tmp_path):
     pipe, calls = drawing
-    record = generate_folder(pipe, tmp_path, "tile", "crack", num=1, w_d=2.5, w_p=1.5, steps=7, guidance="defect_only")
-    assert calls[0] == {"seeds": [0], "w_d": 2.5, "w_p": 1.5, "num_inference_steps": 7, "guidance": "defect_only"}
+    asked = {"w_d": 2.5, "w_p": 1.5, "steps": 7, "guidance": "defect_only"}
+    record = generate_folder(pipe, tmp_path, "tile", "crack", num=1, **asked)
+    settings = {"w_d": 2.5, "w_p": 1.5, "num_inference_steps": 7, "guidance": "defect_only"}
+    assert calls[0] == {"seeds": [0], "batch_size": 1, **settings}
     assert [record[k] for k in ("w_d", "w_p", "num_inference_steps", "guidance")] == [2.5, 1.5, 7, "defect_only"]
 
 
@@ -161,6 +163,67 @@ def test_images_that_are_there_are_not_made_again(drawing, tmp_path):
     assert len(calls) == made
     assert record["seeds"] == list(range(0, 20, 2))
     assert not list(tmp_path.glob(".part*"))
+
+
+def test_a_stopped_generation_goes_on_in_smaller_batches(drawing, tmp_path):
+    """As after a GPU's memory ran out: what is there stays."""
+    pipe, calls = drawing
+    draw = type(pipe).__call__
+
+    def full(self, *args, **kwargs):
+        if calls:
+            raise InputError("out of GPU memory")
+        return draw(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="out of GPU memory"):
+        patch.setattr(type(pipe), "__call__", full)
+        generate_folder(pipe, tmp_path, "tile", "good", num=20)
+    generate_folder(pipe, tmp_path, "tile", "good", num=20, batch_size=4)
+    assert [call["seeds"][0] for call in calls] == [0, 8, 12, 16]
+    assert [len(call["seeds"]) for call in calls] == [call["batch_size"] for call in calls] == [8, 4, 4, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In little memory
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    random_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_the_pipeline_is_loaded_as_asked(weights):
+    plain = load_pipeline(weights)
+    assert (plain.transformer.dtype, plain.vae.use_tiling) == (torch.float32, False)
+    saving = load_pipeline(weights, half=True, tiling=True)
+    assert {part.dtype for part in (saving.transformer, saving.vae, saving.text_encoder)} <= {
+        torch.float16,
+        torch.bfloat16,
+    }
+    assert saving.vae.use_tiling
+    with pytest.raises(InputError, match=r"--offload .* there is no GPU"):
+        load_pipeline(weights, offload=True)
+
+
+def test_offloading_replaces_moving_to_the_gpu(weights, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(generation, "PartialState", lambda cpu: type("State", (), {"device": torch.device("cuda:1")}))
+    monkeypatch.setattr(DefectDiffuPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
+    monkeypatch.setattr(DefectDiffuPipeline, "to", lambda *_: pytest.fail("all of it moved"))
+    load_pipeline(weights, offload=True)
+    assert asked == [torch.device("cuda:1")]
+
+
+def test_weights_that_do_not_fit_are_explained(weights, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(DefectDiffuPipeline, "to", full)
+    with pytest.raises(InputError, match=r"out of GPU memory: sampling 1 at a time .*\(--half\) saves"):
+        load_pipeline(weights)
 
 
 def test_a_name_that_is_not_known_leaves_nothing(pipe, tmp_path):

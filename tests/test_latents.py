@@ -1,12 +1,16 @@
+import os
 import re
 import shutil
+import signal
+import socket
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_preset
+from accelerate import Accelerator
+from helpers import in_another_process, processes, tiny_preset
 
-from defectdiffu import InputError, autoencoder
+from defectdiffu import InputError, autoencoder, latents
 from defectdiffu.data.folder import read_folder
 from defectdiffu.latents import Latents, Pictures, augment, cached_latents
 from defectdiffu.masks import to_picture
@@ -18,12 +22,16 @@ def pictures(data):
     return Pictures.load(read_folder(data), 32)
 
 
-@pytest.fixture
-def vae():
+def small_vae():
     torch.manual_seed(0)
     vae = autoencoder.build_autoencoder(tiny_preset().autoencoder).eval()
     vae.register_to_config(scaling_factor=20.0)
     return vae
+
+
+@pytest.fixture
+def vae():
+    return small_vae()
 
 
 def test_pictures_of_a_folder(pictures):
@@ -122,6 +130,104 @@ def test_versions_depend_on_the_seed_and_the_picture_alone(pictures, vae, tmp_pa
     torch.testing.assert_close(few.image, all_.image[:5], atol=2e-3, rtol=2e-3)
     other = cached_latents(vae, some, 3, 1, tmp_path)
     assert not torch.allclose(other.image[:, 1:], few.image[:, 1:], atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed, and in several processes
+
+
+def encode(data, folder, rank: int = 0, count: int = 1, port: int = 0, kill_at: int = 0) -> None:
+    """One of `count` processes that fill a cache four pictures at a time, ten versions of each batch's; it may be
+    killed at its `kill_at`-th batch. What it encodes and reads is written beside the cache."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    latents.BATCH = 8
+    original, calls = latents._versions, []
+
+    def versions(pictures, i, *settings):
+        if i % 4 == 0:
+            calls.append(i)
+            if len(calls) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            with (folder / "encoded").open("a") as file:
+                file.write(f"{i}\n")
+        return original(pictures, i, *settings)
+
+    latents._versions = versions
+    accelerator = Accelerator(mixed_precision="no") if count > 1 else None
+    found = cached_latents(
+        small_vae(), Pictures.load(read_folder(data), 32), 2, 0, folder / "cache", processes=accelerator
+    )
+    torch.save((found.image, found.mask, found.region), folder / f"read-{rank}")
+
+
+def encode_together(data, folder, kill_at: int = 0) -> list[int]:
+    """Two processes, the first of which may be killed; their exit codes."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    members = [
+        processes.Process(target=encode, args=(data, folder, rank, 2, port, kill_at * (1 - rank))) for rank in range(2)
+    ]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    return [process.exitcode for process in members]
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def encoded(folder) -> list[int]:
+    """The first picture of every batch that was encoded since the last call."""
+    lines = (folder / "encoded").read_text().split()
+    (folder / "encoded").unlink()
+    return sorted(map(int, lines))
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """A cache that one process filled."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert in_another_process(encode, data, folder) == 0
+    assert encoded(folder) == [0, 4, 8, 12, 16]
+    assert len(contents(folder / "cache")) == 1
+    return folder
+
+
+def test_two_processes_share_the_work(alone, data, tmp_path):
+    assert encode_together(data, tmp_path) == [0, 0]
+    assert encoded(tmp_path) == [0, 4, 8, 12, 16]
+    assert contents(tmp_path / "cache") == contents(alone / "cache")
+    for rank in range(2):
+        for found, expected in zip(torch.load(tmp_path / f"read-{rank}"), torch.load(alone / "read-0"), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("then", [1, 2])
+def test_a_killed_build_goes_on_in_any_number_of_processes(alone, data, tmp_path, then):
+    codes = encode_together(data, tmp_path, kill_at=3)  # at picture 16: 0 and 8 are there, and so are the other's
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] != 0
+    assert encoded(tmp_path) == [0, 4, 8, 12]
+    if then == 1:
+        assert in_another_process(encode, data, tmp_path) == 0
+    else:
+        assert encode_together(data, tmp_path) == [0, 0]
+    assert encoded(tmp_path) == [16]
+    assert contents(tmp_path / "cache") == contents(alone / "cache")
+
+
+def test_what_a_kill_left_beside_a_finished_cache_is_removed(alone, data, tmp_path):
+    shutil.copytree(alone / "cache", tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.with_suffix("").mkdir()
+    assert in_another_process(encode, data, tmp_path) == 0
+    assert not (tmp_path / "encoded").exists()
+    assert list((tmp_path / "cache").iterdir()) == [file]
 
 
 def test_draws_are_half_defects_however_few():

@@ -196,3 +196,34 @@ def test_prompts_are_pooled_and_of_length_one(monkeypatch):
     conditions = ReleasedPrompts().conditions(["tile", "hazelnut"], ["crack", "good"])
     assert conditions.fusion.pooled.shape == (2, 8)
     torch.testing.assert_close(conditions.defect.pooled.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # older open_clip on newer timm
+def test_prompts_are_what_open_clip_makes_of_them_by_hand(pipe):
+    """With random weights, no network; the activation is the one that OpenAI's weights were trained with."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    prompts = ReleasedPrompts(pretrained=None)
+    torch.manual_seed(0)
+    clip = open_clip.create_model("RN50-quickgelu", pretrained=None).eval()
+    texts = ["A photo of metal nut", "A photo of crack", "A photo of crack metal nut"]
+    with torch.no_grad():
+        x = clip.token_embedding(open_clip.tokenize(texts)) + clip.positional_embedding
+        for block in clip.transformer.resblocks:
+            qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+            q, k, v = (y.unflatten(-1, (8, 64)).transpose(1, 2) for y in qkv.chunk(3, dim=-1))
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block.attn.out_proj(seen.transpose(1, 2).flatten(2))
+            hidden = block.mlp.c_fc(block.ln_2(x))
+            x = x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+        end = open_clip.tokenize(texts).argmax(dim=-1)  # the end token has the greatest number
+        expected = F.normalize(clip.ln_final(x)[torch.arange(3), end] @ clip.text_projection, dim=-1)
+    conditions = prompts.conditions(["metal_nut"], ["crack"])
+    found = torch.cat([conditions.product.pooled, conditions.defect.pooled, conditions.fusion.pooled])
+    assert found.shape == (3, 1024)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    pipe.register_modules(transformer=DefectDiffuTransformer(8, width=32, text_dim=1024, trained_on=pipe.pairs))
+    pipe.encoder = prompts
+    assert pipe("tile", "crack").images[0].size == (32, 32)

@@ -5,7 +5,7 @@
     convert("visa", archive, Path("data/visa"))       # <product>/train/good, test/<defect>, ground_truth/<defect>
 
 Defects keep their owners' names in folders; `catalog.unify` gives them the unified names of Table 2 when they are read,
-and `folder.split` halves them for training and evaluation, as the paper does.
+and `splitting.split` halves them for training and evaluation, as the paper does.
 """
 
 import csv

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -135,27 +134,6 @@ def read_folder(*roots: str | Path) -> list[Sample]:
     return sorted(
         dict.fromkeys(samples), key=lambda s: (s.product, s.original_defect, s.subset != "train", s.image.name)
     )
-
-
-def split(samples: Sequence[Sample], seed: int = 0) -> tuple[list[Sample], list[Sample]]:
-    """Split samples into those to train on and those to evaluate on: the paper's half and half of the defect images.
-
-    The rule: the images of each (product, original defect) are put in the order of the SHA-256 of
-    "seed/product/original_defect/stem", where stem is the file name without its suffix; the first half, rounded up, is
-    for training. So the split of one defect depends neither on the other folders nor on where the data lies, and any
-    program can repeat it. Good images of `train` are for training, those of `test` for evaluation.
-    Both lists keep the order of `samples`.
-    """
-    groups = defaultdict(list)
-    for sample in samples:
-        if sample.defect != GOOD:
-            groups[sample.product, sample.original_defect].append(sample)
-
-    training = {s for s in samples if s.defect == GOOD and s.subset == "train"}
-    for (product, defect), group in groups.items():
-        group.sort(key=lambda s: sha256(f"{seed}/{product}/{defect}/{s.image.stem}".encode()).digest())
-        training.update(group[: (len(group) + 1) // 2])
-    return [s for s in samples if s in training], [s for s in samples if s not in training]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from torchmetrics.functional.classification import binary_auroc
 from tqdm.auto import tqdm
 
 from defectdiffu.checkpoints import write_atomically
-from defectdiffu.data.folder import GOOD, Sample, read_folder, split
+from defectdiffu.data.folder import GOOD, Sample, read_folder
+from defectdiffu.data.splitting import split
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.evaluation import masks
 from defectdiffu.evaluation.judge import to_tensor
@@ -105,8 +106,9 @@ def run(
     """Train on `real`, on `real` with each kind of synthetic pictures, and score on `test`; folders in MVTec's layout.
 
     Trained on: everything that `real` has of the products in `generated`. Tested on: the pairs (product, defect) of
-    `generated`, and sound pictures of their products. One folder given as both is split in halves by the rule of
-    `data.folder.split`. progress: a file that keeps what every finished training gave, so that the same call goes on.
+    `generated`, and sound pictures of their products. One folder given as both is split in halves by
+    `data.splitting.split`. progress: a file that keeps what every finished training gave, so that the same
+    call goes on.
 
     Returns per detector and training set ("real", "copy_paste", "perlin", "generated") its `scores`, with
     `per_picture`: the U-Net's mean IoU of the test pictures with a defect, the ResNet's accuracy of all of them; the
@@ -209,7 +211,10 @@ class Progress(dict):
 
 
 def record(result: dict, path: Path) -> dict:
-    """Write the result of `run` as a record for the book: a run per detector, training set and seed."""
+    """Write the result of `run` as a record for the book: a run per detector and training set.
+
+    A run's `over_all` are the scores of the whole test set: {score: {"mean", "seeds": one value per seed}}.
+    """
     runs = []
     for detector, found in result["detectors"].items():
         for name, scores in found["scores"].items():
@@ -218,6 +223,7 @@ def record(result: dict, path: Path) -> dict:
                 "seed": result["seeds"],
                 "steps": result["steps"],
                 "scores": {found["value"]: scores["per_picture"]},
+                "over_all": {key: value for key, value in scores.items() if key != "per_picture"},
             }
             if name != "generated":
                 row["differences"] = {found["value"]: found["differences"][name]}
@@ -233,7 +239,7 @@ def record(result: dict, path: Path) -> dict:
 
 
 def _training_and_test(real: str | Path, test: str | Path) -> tuple[list[Sample], list[Sample]]:
-    """The samples of both folders; of one folder given twice, the halves of `data.folder.split`."""
+    """The samples of both folders; of one folder given twice, the halves of `data.splitting.split`."""
     if Path(real).resolve() == Path(test).resolve():
         return split(read_folder(real))
     return read_folder(real), read_folder(test)

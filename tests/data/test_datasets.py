@@ -10,7 +10,8 @@ from PIL import Image
 from defectdiffu import InputError
 from defectdiffu.data import datasets
 from defectdiffu.data.datasets import SOURCES, convert, download, notice
-from defectdiffu.data.folder import read_folder, split
+from defectdiffu.data.folder import read_folder
+from defectdiffu.data.splitting import split
 from defectdiffu.data.validate import check_folder
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from defectdiffu.data.catalog import UNIFIED
-from defectdiffu.data.folder import FolderDataset, load_image, load_mask, read_folder, split
+from defectdiffu.data.folder import FolderDataset, load_image, load_mask, read_folder
 from defectdiffu.errors import InputError
 
 SHARED = Path(os.environ.get("DEFECTDIFFU_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -343,38 +343,6 @@ def test_no_permission_for_real(root):
         assert refusal(read_folder, root) == f"{root / 'gear' / 'train'}: no permission to read it"
     finally:
         (root / "gear").chmod(0o755)
-
-
-# Split --------------------------------------------------------------------------------------------------------------
-
-
-def test_split_halves_each_defect_and_keeps_good_images_where_they_are(tmp_path):
-    make_pairs(tmp_path, "bottle", "broken_large", 5)
-    make_pairs(tmp_path, "bottle", "broken_small", 4)  # the same unified name, but split by itself
-    image(tmp_path / "bottle" / "train" / "good" / "000.png")
-    image(tmp_path / "bottle" / "test" / "good" / "000.png")
-    samples = read_folder(tmp_path)
-    train, evaluate = split(samples)
-    assert sorted(train + evaluate, key=samples.index) == samples
-    for part, large, small in [(train, 3, 2), (evaluate, 2, 2)]:
-        assert sum(s.original_defect == "broken_large" for s in part) == large
-        assert sum(s.original_defect == "broken_small" for s in part) == small
-        assert sum(s.defect == "good" for s in part) == 1
-    assert {s.subset for s in train if s.defect == "good"} == {"train"}
-
-
-def test_split_depends_on_the_seed_and_on_nothing_else(tmp_path):
-    make_pairs(tmp_path / "here", "gear", "dent", 10)
-    make_pairs(tmp_path / "there", "gear", "dent", 10)
-    make_pairs(tmp_path / "there", "gear", "scratch", 3)
-    here, there = read_folder(tmp_path / "here"), read_folder(tmp_path / "there")
-
-    def chosen(samples, seed):
-        return [s.image.stem for s in split(samples, seed)[0] if s.original_defect == "dent"]
-
-    assert chosen(here, 0) == chosen(here[::-1], 0)[::-1] == chosen(there, 0)
-    assert chosen(here, 0) == ["000", "004", "006", "007", "009"]  # the rule of the docstring, written out once
-    assert len({tuple(chosen(here, seed)) for seed in range(5)}) == 5
 
 
 # Real images --------------------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ def test_a_few_steps_of_everything_once(write_folder, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert [r["name"] for r in record["runs"]][:2] == ["unet, real", "unet, copy_paste"]
     assert record["runs"][0]["differences"]["IoU"] == unet["differences"]["real"]
+    over_all = record["runs"][0]["over_all"]
+    assert over_all.keys() == {"iou", "f1", "ap", "auroc"}
+    assert over_all["ap"] == unet["scores"]["real"]["ap"]
 
 
 def test_defects_are_drawn_as_often_as_sound_pictures():

@@ -1,0 +1,89 @@
+"""What is trained on and what is tested on: the paper's halves, and few-shot parts as folders of their own."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from defectdiffu.checkpoints import writing
+from defectdiffu.data.folder import GOOD, Sample, read_folder
+from defectdiffu.errors import InputError
+
+
+def split(samples: Sequence[Sample], seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """Split samples into those to train on and those to evaluate on: the paper's half and half of the defect images.
+
+    The rule: the images of each (product, original defect) are put in the order of the SHA-256 of
+    "seed/product/original_defect/stem", where stem is the file name without its suffix; the first half, rounded up, is
+    for training. So the split of one defect depends neither on the other folders nor on where the data lies, and any
+    program can repeat it. Good images of `train` are for training, those of `test` for evaluation.
+    Both lists keep the order of `samples`.
+    """
+    groups = _groups(samples, seed)
+    training = {s for s in samples if s.defect == GOOD and s.subset == "train"}
+    for (_, defect), group in groups.items():
+        training.update(group[: (len(group) + 1) // 2] if defect != GOOD else [])
+    return _apart(samples, training)
+
+
+def split_few(
+    samples: Sequence[Sample], per_defect: int, good: int, seed: int = 0
+) -> tuple[list[Sample], list[Sample]]:
+    """Split samples into a few and the rest. Both lists keep the order of `samples`.
+
+    The few are the first `per_defect` of each (product, original defect) and the first `good` good ones of each
+    product, in the order that `split` puts them in.
+
+    Raises `InputError` where a defect would have no image left in the rest.
+    """
+    few = set()
+    for (product, defect), group in _groups(samples, seed).items():
+        number = good if defect == GOOD else per_defect
+        if defect != GOOD and len(group) <= number:
+            raise InputError(
+                f"{product} has {len(group)} images of {defect}: with {number} of them in the few-shot part, none is "
+                "left to test on"
+            )
+        few.update(group[:number])
+    return _apart(samples, few)
+
+
+def write_split(
+    source: str | Path, few: str | Path, rest: str | Path, per_defect: int = 10, good: int = 100, seed: int = 0
+) -> dict[str, int]:
+    """Copy a folder in MVTec AD's layout into two new ones, by `split_few`; return how many images each got.
+
+    Raises `InputError` for a bad source, for one of the new folders that is there already, and for a defect with too
+    few images; nothing is written then.
+    """
+    few, rest = Path(few), Path(rest)
+    for folder in (few, rest):
+        if folder.exists():
+            raise InputError(f"{folder} exists: name a new folder")
+    parts = dict(zip((few, rest), split_few(read_folder(source), per_defect, good, seed), strict=True))
+    for folder, samples in parts.items():
+        unfinished = folder.with_name(f".{folder.name}.part")
+        with writing(folder):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for sample in samples:
+                for file in filter(None, (sample.image, sample.mask)):
+                    copy = unfinished / sample.product / Path(*file.parts[-3:])
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)
+            unfinished.rename(folder)
+    return {str(folder): len(samples) for folder, samples in parts.items()}
+
+
+def _groups(samples: Sequence[Sample], seed: int) -> dict[tuple[str, str], list[Sample]]:
+    """{(product, original defect): its samples}, each in the order of its hash."""
+    groups = defaultdict(list)
+    for sample in samples:
+        groups[sample.product, sample.original_defect].append(sample)
+    for (product, defect), group in groups.items():
+        group.sort(key=lambda s: sha256(f"{seed}/{product}/{defect}/{s.image.stem}".encode()).digest())
+    return groups
+
+
+def _apart(samples: Sequence[Sample], chosen: set[Sample]) -> tuple[list[Sample], list[Sample]]:
+    return [s for s in samples if s in chosen], [s for s in samples if s not in chosen]
