@@ -1,7 +1,7 @@
 # make book       generate a few pairs, execute every notebook, render the book
 # make test       everything a change must pass
 # make notebooks  set up and execute the committed notebooks again, in place; ONLY=08_sweep for one of them
-# make figures    draw the committed figures again, after a change of the renderer
+# make figures    draw the committed figures again, after a change of the renderer or of the shipped weights
 # All set up what they need in .venv; nothing else is touched. Generated files go to _build/.
 
 PYTHON ?= python3
@@ -73,6 +73,8 @@ notebooks: $(READY)
 figures: $(READY)
 	$(BIN)/python -c 'from defectdiffu.data.procedural import contact_sheet; \
 	  contact_sheet().save("book/figures/contact_sheet.webp", quality=80, method=6)'
+	$(BIN)/python -c 'from defectdiffu import DefectDiffuPipeline, viz; \
+	  viz.weights_sheet(DefectDiffuPipeline.from_pretrained("tiny")).save("book/figures/tiny_sheet.webp", quality=80, method=6)'
 
 clean:
 	rm -rf _build .venv $(MATHJAX)

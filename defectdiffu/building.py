@@ -40,7 +40,8 @@ def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> Def
     )
     if preset.model.pretrained is not None:
         load_dit(transformer, preset.model.pretrained)
-    scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS)
+    # Stochastic: what a step gets wrong, the next ones' noise washes out. The deterministic solvers keep it.
+    scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS, algorithm_type="sde-dpmsolver++")
     pipe = DefectDiffuPipeline(transformer, vae, text_encoder, tokenizer, scheduler, **vars(preset.sampling))
     pipe.set_progress_bar_config(disable=True)
     if preset.start_from is not None:

@@ -16,7 +16,9 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
+from defectdiffu.data.procedural import contact_sheet
 from defectdiffu.errors import InputError, check_choice
+from defectdiffu.prompts import GOOD
 
 # Okabe and Ito's palette, told apart under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -237,3 +239,20 @@ def live_slider(pipe, product: str | None = None, defect: str | None = None, see
     redraw()
     left = ipywidgets.VBox([*controls.values(), status])
     return ipywidgets.HBox([left, picture], layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+
+def weights_sheet(pipe, strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -> Image.Image:
+    """Return what the weights draw of every procedural pair, below it the same with the generated mask.
+
+    Each defect at `strengths`, all from one seed; "good" from that seed and those that follow it.
+    """
+
+    def picture(product: str, defect: str) -> Image.Image:
+        settings = {"w_d": strengths, "seeds": [seed] * len(strengths)}
+        if defect == GOOD:
+            settings = {"w_d": 0, "seeds": [seed + i for i in range(len(strengths))]}
+        out = pipe(product=product, defect=defect, num_images=len(strengths), **settings)
+        masked = [overlay(image, mask) for image, mask in zip(out.images, out.masks, strict=True)]
+        return mosaic([out.images, masked], gap=0)
+
+    return contact_sheet(picture)

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from defectdiffu import viz
+from defectdiffu.data.procedural import PAIRS
 from defectdiffu.errors import InputError
+from defectdiffu.prompts import GOOD
 
 
 @pytest.fixture
@@ -174,3 +176,15 @@ def test_live_slider_draws_once_per_setting(pipe):
     new = {"product": "tile", "defect": "good", "w_d": 0.5, "w_p": 3.0, "seeds": [1], "num_inference_steps": 9}
     assert pipe.calls[-1] == first | new
     assert len(pipe.calls) == 8
+
+
+def test_a_sheet_of_weights_shows_every_pair_at_every_strength(pipe):
+    sheet = viz.weights_sheet(pipe, strengths=(1, 2), seed=5)
+    assert sheet.width > 11 * 2 * 64 and sheet.height > 12 * 2 * 64
+    assert {(call["product"], call["defect"]) for call in pipe.calls} == {
+        (product, defect) for product, found in PAIRS.items() for defect in (GOOD, *found)
+    }
+    for call in pipe.calls:
+        good = call["defect"] == GOOD
+        assert call["seeds"] == ([5, 6] if good else [5, 5])
+        assert call["w_d"] == (0 if good else (1, 2))

@@ -6,7 +6,7 @@ Because the defect is the only thing that differs between `image` and `normal`, 
 known, what a model claims to have learned can be measured against what is true.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -154,22 +154,28 @@ def write_dataset(
                 progress.update()
 
 
-def contact_sheet(size: int = 128, strength: float = 0.7, seed: int = 0) -> Image.Image:
-    """Every product (rows) with every defect it is found with (columns, "good" first); held-out pairs are framed."""
-    kinds, gap, left, top = ["good", *DEFECTS], 4, size, size // 3
-    cell = size + gap
-    sheet = Image.new("RGB", (left + cell * len(kinds), top + cell * len(PRODUCTS)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size // 6)
+def contact_sheet(picture: Callable[[str, str], Image.Image] | None = None) -> Image.Image:
+    """Every product (rows) with every defect it is found with (columns, "good" first); held-out pairs are framed.
+
+    picture(product, defect): what stands there, all of one size; unless given, it is rendered.
+    """
+    picture = picture or (lambda product, defect: Image.fromarray(render(product, defect, 0.7, 0, 128).image))
+    pictures = {(p, d): picture(p, d) for p, found in PAIRS.items() if p in PRODUCTS for d in ("good", *found)}
+    width, height = next(iter(pictures.values())).size
+    kinds, gap, left, top = ["good", *DEFECTS], 4, max(width, 128), height // 3
+    sheet = Image.new("RGB", (left + (width + gap) * len(kinds), top + (height + gap) * len(PRODUCTS)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(height // 6)
     for column, defect in enumerate(kinds):
-        draw.text((left + column * cell + size / 2, top / 2), defect, fill="black", font=font, anchor="mm")
+        draw.text((left + column * (width + gap) + width / 2, top / 2), defect, fill="black", font=font, anchor="mm")
     for row, product in enumerate(PRODUCTS):
-        draw.text((left - 8, top + row * cell + size / 2), product, fill="black", font=font, anchor="rm")
+        y = top + row * (height + gap)
+        draw.text((left - 8, y + height / 2), product, fill="black", font=font, anchor="rm")
         for column, defect in enumerate(kinds):
-            x, y = left + column * cell, top + row * cell
-            if defect != "good" and defect not in PAIRS[product]:
-                draw.rectangle((x, y, x + size - 1, y + size - 1), fill=(238, 238, 238))
+            x = left + column * (width + gap)
+            if (product, defect) not in pictures:
+                draw.rectangle((x, y, x + width - 1, y + height - 1), fill=(238, 238, 238))
                 continue
-            sheet.paste(Image.fromarray(render(product, defect, strength, seed, size).image), (x, y))
+            sheet.paste(pictures[product, defect], (x, y))
             if (product, defect) in HELD_OUT:
-                draw.rectangle((x - 2, y - 2, x + size + 1, y + size + 1), outline=(220, 60, 20), width=3)
+                draw.rectangle((x - 3, y - 3, x + width + 2, y + height + 2), outline=(220, 60, 20), width=3)
     return sheet

@@ -7,13 +7,12 @@ its own test.
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import known_pairs, measure, picture_size, sampler
+from defectdiffu.evaluation.oracle import known_pairs, measure, picture_size, pooled, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.pipeline import DefectDiffuPipeline
@@ -23,7 +22,8 @@ SCORES = ("product_accuracy", "defect_accuracy", "mask_iou", "judged_good")
 SCHEDULERS = {  # the first two would cut latents to [-1, 1] unless told not to
     "DDPM": (DDPMScheduler, {"clip_sample": False}),
     "DDIM": (DDIMScheduler, {"clip_sample": False}),
-    "DPM-Solver++": (DPMSolverMultistepScheduler, {}),
+    "DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "SDE-DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "UniPC": (UniPCMultistepScheduler, {}),
 }
 CHANGES = (
@@ -52,9 +52,8 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     if not pairs:
         raise InputError(f"the weights know none of the procedural pairs: their products are {pipe.products}")
     judge, own = Judge.shipped(picture_size(pipe)), pipe.scheduler
-    named = {kind: name for name, (kind, _) in SCHEDULERS.items()}
     defaults = {key: pipe.config[key] for key in ("guidance", "w_p", "w_d", "num_inference_steps")}
-    defaults["scheduler"] = named.get(type(own), type(own).__name__)
+    defaults["scheduler"] = scheduler_name(own)
 
     baseline, runs = {}, []
     for changes in ({}, *(c for c in CHANGES if c.items() - defaults.items())):
@@ -65,8 +64,8 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
         kind, extra = SCHEDULERS.get(scheduler, (type(own), {}))
         pipe.scheduler = kind.from_config(own.config, **extra) if "scheduler" in changes else own
         pipe.register_to_config(**settings)
-        measured = measure(sampler(pipe, FIRST_SEED), pairs, num, (), settings["w_d"], judge).values()
-        values = {score: np.concatenate([row[score] for row in measured]) for score in SCORES}
+        measured = pooled(measure(sampler(pipe, FIRST_SEED), pairs, num, (), settings["w_d"], judge))
+        values = {score: measured[score] for score in SCORES}
         row = {"name": name, "changes": {"sampling": changes}, "seed": FIRST_SEED, "steps": 0}
         row["scores"] = {score: bootstrap(v) for score, v in values.items()}
         if changes:
@@ -81,3 +80,11 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
         held_fixed={"weights": str(weights), "sampling": defaults, "pairs": len(pairs), "pictures_per_pair": num},
         runs=runs,
     )
+
+
+def scheduler_name(scheduler) -> str:
+    """Its name in `SCHEDULERS`, else that of its class."""
+    for name, (kind, extra) in SCHEDULERS.items():
+        if type(scheduler) is kind and extra.items() <= dict(scheduler.config).items():
+            return name
+    return type(scheduler).__name__

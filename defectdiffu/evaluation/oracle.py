@@ -77,7 +77,7 @@ def judge_pipeline(
         "seeds": list(range(num)),
         "swept_seeds": list(range(min(num, SWEPT))),
         "judge": judge.card,
-        **{name: {key: bootstrap(np.concatenate(v)) for key, v in _columns(s).items()} for name, s in scores.items()},
+        **{name: {key: bootstrap(values) for key, values in pooled(s).items()} for name, s in scores.items()},
         "per_pair": {
             name: {f"{p} {d}": {key: float(np.mean(v)) for key, v in row.items()} for (p, d), row in s.items()}
             for name, s in scores.items()
@@ -152,10 +152,19 @@ def rank_correlation(strengths: Sequence[float], areas: Sequence[float]) -> floa
     return float(spearmanr(strengths, areas).statistic) if np.ptp(areas) else 0.0
 
 
-def _columns(scores: dict[Pair, dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """{score: its arrays, pair by pair}; empty where there are no pairs."""
+def pooled(scores: dict[Pair, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """{score: its values of all pairs}, of what `measure` gives; empty where there are no pairs.
+
+    At strength 0 every defect of a product is the same picture: `judged_good` counts it once.
+    """
     keys = next(iter(scores.values()), {})
-    return {key: [row[key] for row in scores.values()] for key in keys}
+    first = {product: (product, defect) for product, defect in reversed(scores)}
+    return {
+        key: np.concatenate(
+            [row[key] for pair, row in scores.items() if key != "judged_good" or first[pair[0]] == pair]
+        )
+        for key in keys
+    }
 
 
 def _at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:

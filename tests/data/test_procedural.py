@@ -134,5 +134,9 @@ def test_write_dataset(tmp_path):
 
 def test_contact_sheet(monkeypatch):
     monkeypatch.setattr(procedural, "PRODUCTS", {name: PRODUCTS[name] for name in ("tile", "zipper")})
-    sheet = procedural.contact_sheet(size=32)
-    assert sheet.mode == "RGB" and sheet.width > 11 * 32 and sheet.height > 2 * 32
+    asked = []
+    sheet = procedural.contact_sheet(lambda *pair: asked.append(pair) or Image.new("RGB", (96, 32), "red"))
+    assert asked == [(p, d) for p in ("tile", "zipper") for d in ("good", *procedural.PAIRS[p])]
+    red = (np.asarray(sheet) == (255, 0, 0)).all(-1).sum()
+    assert red == len(asked) * 96 * 32
+    assert sheet.width > 11 * 96 and sheet.height > 2 * 32

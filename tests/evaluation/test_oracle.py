@@ -8,7 +8,7 @@ from PIL import Image
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import KINDS, NAMES, Verdict
-from defectdiffu.evaluation.oracle import SWEPT, judge_pipeline, measure, rank_correlation, run
+from defectdiffu.evaluation.oracle import SWEPT, judge_pipeline, measure, pooled, rank_correlation, run
 
 SIZE = 16
 WOOD_AND_TILE = {"wood": ["scratch", "hole", "cut", "color", "liquid"], "tile": ["crack"]}
@@ -82,6 +82,14 @@ def test_missed_masks_count_0():
     result = judge_pipeline(painter, num=1, strengths=(1, 2), judge=Reader())
     assert result["trained"]["mask_iou"]["mean"] == 0
     assert result["held_out"] == {}  # no such pair, no score
+
+
+def test_the_frame_without_a_defect_counts_once_for_each_product():
+    row = {"defect_accuracy": np.ones(2), "judged_good": np.array([0.0, 1.0])}
+    scores = pooled({("wood", "hole"): row, ("wood", "cut"): row, ("tile", "crack"): row})
+    assert scores["judged_good"].tolist() == [0, 1, 0, 1]
+    assert len(scores["defect_accuracy"]) == 6
+    assert pooled({}) == {}
 
 
 def test_rank_correlation():
