@@ -68,7 +68,7 @@ def set_up(notebook: NotebookNode, name: str) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or sorted(twin.stem for twin in (ROOT / "notebooks").glob("*.py")):
-        for path in (ROOT / "notebooks").glob(f"{name}.*"):  # the twin and, where it is made already, the notebook
-            notebook = jupytext.read(path)
-            set_up(notebook, name)
-            jupytext.write(notebook, path)
+        twin = ROOT / "notebooks" / f"{name}.py"  # the newer of the two, then: `jupytext --sync` takes it as the source
+        notebook = jupytext.read(twin)
+        set_up(notebook, name)
+        jupytext.write(notebook, twin)

@@ -253,6 +253,6 @@ def weights_sheet(pipe, strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -
             settings = {"w_d": 0, "seeds": [seed + i for i in range(len(strengths))]}
         out = pipe(product=product, defect=defect, num_images=len(strengths), **settings)
         masked = [overlay(image, mask) for image, mask in zip(out.images, out.masks, strict=True)]
-        return mosaic([out.images, masked], gap=0)
+        return mosaic([out.images, masked], gap=2)
 
     return contact_sheet(picture)

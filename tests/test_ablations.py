@@ -69,10 +69,12 @@ def test_a_run_compares_with_the_full_model_and_keeps_what_is_finished(preset, d
     untrained = Judge(JudgeNetwork(16), {"size": 16})
     monkeypatch.setattr(Judge, "shipped", lambda size: untrained)
     folders = {"data": [data], "val": data, "out": tmp_path / "runs", "file": tmp_path / "record.json"}
-    asked = {"steps": 2, "seeds": [0], "names": ["one text prompt", "product_aware guidance"]}
+    names = ["another random start", "one text prompt", "product_aware guidance"]
+    asked = {"steps": 2, "seeds": [0], "names": names}
     record = run(preset, **folders, **asked)
-    assert [r["name"] for r in record["runs"]] == [FULL, "one text prompt", "product_aware guidance"]
-    full, prompt, aware = record["runs"]
+    assert [r["name"] for r in record["runs"]] == [FULL, *names]
+    full, start, prompt, aware = record["runs"]
+    assert start["differences"]["mask"]["mean"] != 0
     assert "differences" not in full
     for score in ("noise", "defect_noise", "mask"):
         assert prompt["differences"][score]["mean"] == pytest.approx(

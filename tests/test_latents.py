@@ -108,7 +108,7 @@ def test_the_second_call_reads_what_the_first_wrote(pictures, vae, tmp_path, mon
     assert (again.products, again.defects) == (pictures.products, pictures.defects)
 
 
-@pytest.mark.parametrize("changed", ["weights", "image", "mask", "name", "variants", "seed"])
+@pytest.mark.parametrize("changed", ["weights", "scale", "image", "mask", "name", "variants", "seed"])
 def test_other_contents_have_another_file(pictures, vae, tmp_path, changed):
     cached_latents(vae, pictures, 2, seed=0, folder=tmp_path)
     settings = {"variants": 2, "seed": 0}
@@ -116,6 +116,8 @@ def test_other_contents_have_another_file(pictures, vae, tmp_path, changed):
         settings[changed] += 1
     elif changed == "weights":
         next(iter(vae.parameters())).data[0] += 1e-3
+    elif changed == "scale":
+        vae.register_to_config(scaling_factor=2.0)
     elif changed == "name":
         pictures.products[0] = "wood"
     else:

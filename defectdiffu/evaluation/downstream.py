@@ -257,7 +257,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
     sources = [real] if extra is None else [real, extra]
-    # Defects as often as sound pictures in every set, or a set would win by its share of defects alone.
+    # Defects as often as sound pictures in every source that has both. Synthetic sets have defects alone, all three.
     probabilities = [balanced(source.masks.any((1, 2))) for source in sources]
     for _ in tqdm(range(steps), label, disable=None):
         drawn = [rng.choice(len(p), batch_size // len(sources), p=p) for p in probabilities]
