@@ -20,7 +20,7 @@
 # **The question.** From two words, a product and a defect, how do you get a folder that a detector can be trained on?
 #
 # **Before you run it, predict.** The model sees product and defect in separate prompts. Raise the defect's scale
-# $w_d$ and keep everything else, noise included. What changes: the defect alone, or the product too?
+# $w_d$ and keep everything else, the noise too. What changes: the defect alone, or the product as well?
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -102,9 +102,10 @@ print("defects:", *pipe.defects, sep="\n  ")
 # $$
 #
 # In the code it is one function, `guide` in `defectdiffu/guidance.py`. Here the scales are those that the weights
-# recommend. The seeds are the first ones, 0, 1, 2 and so on: nothing is selected.
+# recommend. The seeds are the first ones, 0, 1, 2 and so on: nothing is selected. So if a picture shows no defect that
+# you can see, or a mask marks something else, that is how these weights are; chapter 11 counts how often.
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures: pairs of product and defect down, each without and with masks"}}
 PAIRS = [
     ("hazelnut", "crack"),
     ("tile", "crack"),
@@ -144,9 +145,9 @@ glue("pair_steps", STEPS, display=False)
 #
 # ## Turn the defect up
 #
-# Every frame starts from the same noise; only $w_d$ differs. At 0 the defect's direction is switched off: if a mask
-# is there all the same, the model marks something that nobody asked for. Compare what you see with your prediction:
-# does the product stay?
+# Every frame has the same noise, at the start and in every step; only $w_d$ differs. At 0 the defect's direction is
+# switched off: if a mask is there all the same, the model marks something that nobody asked for. Compare what you see
+# with your prediction: does the product stay?
 
 # %%
 STRENGTHS = [0, 0.5, 1, 1.5, 2, 2.5, 3]
@@ -219,7 +220,7 @@ assert not problems
 #   is noisy.
 # - **A product or a defect the weights never saw.** The pipeline refuses the name, and suggests near ones. A *pair*
 #   that was never seen together is allowed.
-# - **A large $w_d$.** The direction is extrapolated beyond all training data: colours drift, and the product goes.
+# - **A large $w_d$.** The direction is extrapolated beyond all training data: colours may drift and the product may go.
 #
 # ## Summary
 #
@@ -234,8 +235,7 @@ assert not problems
 #
 # ````{dropdown} Answers
 # 1. Empty. A map that is flat everywhere gives an empty mask, not noise; chapter 5 counts how often these weights
-#    keep to it. Where one is not empty, the model sees a
-#    defect in a good product.
+#    keep to it. Where a mask is not empty, the model sees a defect in a product that should be good.
 # 2. The sweep above in one call: the same noise five times, five strengths.
-# 3. Try it. The mask is averaged over fewer steps, while the image still has all of them.
+# 3. Try it. Only the last tenth of the steps makes the mask, while all of them make the image.
 # ````

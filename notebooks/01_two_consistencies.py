@@ -81,6 +81,7 @@ from IPython.display import display
 from myst_nb import glue
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
+from scipy.stats import binomtest
 from skimage.measure import label, regionprops
 
 from defectdiffu import DefectDiffuPipeline, viz
@@ -123,7 +124,7 @@ print(textwrap.dedent("\n".join(lines[start : start + 7])))
 # The two consistencies are two things that this formula does *not* say: the surface $s_p$ has no $d$, and the damage
 # $D_d$ has no $p$.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Drawn specimen, one row per defect: normal, damaged, change, mask"}} tags=["hide-input"]
 STRENGTH = 0.7
 
 
@@ -171,10 +172,10 @@ print(len(PAIRS), "products: one normal picture, whatever the defect")
 # %% [markdown]
 # Is the picture outside the mask untouched, then? Look at the third column: around a pit there is a faint halo. A
 # dent throws a shadow, a flake darkens what it lies on. Light does not stop at the border of a mask, neither here nor
-# in a real photograph. So "consistent" has a range, and we measure it: the change of a pixel against its distance
-# from the mask.
+# in a real photograph. So a picture is consistent only from some distance on. We measure it: the change of a pixel
+# against its distance from the mask.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Mean change of pixels by distance from the mask, a line per defect"}} tags=["hide-input"]
 AWAY = 0.2  # of the picture's side
 figure, axis = plt.subplots(figsize=(5.6, 2.7), layout="constrained")
 still, furthest, outside, inside = [], [], [], []
@@ -224,7 +225,7 @@ glue("two_outside", f"{np.mean(outside):.1f}", display=False)
 # Now the other way round. One row for each product that has the defect; two specimens of each. The masks stand by
 # themselves here, for their shape is what this is about.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Drawn pictures and masks of one defect, one row per product"}} tags=["hide-input"]
 having = [product for product in pipe.products if DEFECT in PAIRS[product]]
 rows = []
 for product in having:
@@ -294,7 +295,7 @@ for product in PAIRS:
 products, defects = np.array(products), np.array(defects)
 shapes, backgrounds = np.log(shapes), np.array(backgrounds)  # shapes: as ratios
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Five numbers about the masks' shape by defect; variance explained"}} tags=["hide-input"]
 
 
 def explained(values, names):
@@ -351,8 +352,8 @@ for k, who in enumerate(("defect", "product")):
 # ## Your prediction, measured
 #
 # Now the two readers. Each names by the nearest mean: it averages its numbers over all examples of a name and takes
-# the name whose mean is nearest. The rule that makes it a test: who names a **defect** has never seen the product at
-# hand, and who names a **product** has never seen the defect at hand.
+# the name whose mean is nearest. To make this a test, a reader that names a **defect** has never seen the product at
+# hand, and one that names a **product** has never seen the defect at hand.
 
 
 # %%
@@ -383,14 +384,21 @@ scores = {
     for task, names in tasks.items()
 }
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Share of defects and products named, from outline and from rest"}} tags=["hide-input"]
 chance = {task: 1 / len(set(names)) for task, (names, _) in tasks.items()}
+
+
+def proportion(hits):
+    """The share of hits with Wilson's 95 % interval, which has a width even if all hit."""
+    test = binomtest(int(np.sum(hits)), len(hits))
+    low, high = test.proportion_ci(method="wilson")
+    return {"mean": test.statistic, "low": low, "high": high}
 
 
 def points(axis, rows, colour=viz.COLOURS[0]):
     """One dot with its 95 % interval for each row of 0 and 1, in percent."""
     for place, hits in enumerate(rows):
-        s = {k: 100 * v for k, v in bootstrap(hits).items() if k != "count"}
+        s = {k: 100 * v for k, v in proportion(hits).items()}
         reach = [[s["mean"] - s["low"]], [s["high"] - s["mean"]]]
         axis.errorbar(
             s["mean"], place, xerr=reach, fmt="o", color=colour, capsize=3
@@ -426,7 +434,7 @@ for task in tasks:
     glue(f"two_chance_{task}", f"{100 * chance[task]:.0f}", display=False)
 
 # %% [markdown]
-# *Dots: share named rightly, with 95 % intervals by bootstrap over the pictures. Dashed: guessing.*
+# *Dots: share named rightly, with Wilson's 95 % interval for a share. Dashed: guessing.*
 #
 # From the outline of the defect the reader names the defect in {glue:text}`two_shape_defect` % (guessing gives
 # {glue:text}`two_chance_defect` %), *on products it never saw*, and the product in {glue:text}`two_shape_product` %
@@ -435,15 +443,15 @@ for task in tasks:
 # word and is all but blind to the other. Those two words are the two prompts that the model of this book will get:
 # "A photo of hazelnut" and "A photo of crack".
 #
-# A word of caution: these pictures are drawn by a program in which $D_d$ really has no $p$. They show what the two
-# consistencies *are*; how far the world has them, only real images can show, further down.
+# Mind that these pictures are drawn by a program in which $D_d$ really has no $p$. They show what the two
+# consistencies *are*; how far they hold in the world, only real images can show, further down.
 #
 # ## What a learner per product misses
 #
 # Most generators before this paper are trained on one product at a time. Here is what there is to learn from: products
 # by defects, the number in a cell is how many defect images the few-shot training set has.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Table of products by defects: training images in each cell"}} tags=["hide-input"]
 few = inspect.signature(write_dataset).parameters["per_pair"].default
 counts = np.array(
     [
@@ -522,7 +530,7 @@ glue("two_sum", len(pipe.products) + len(pipe.defects), display=False)
 # over from product to product there; what then is left for a model to share is the appearance, edges, depth, colour,
 # and that is more than this ruler sees.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Real images beside their masks, one row per defect or product"}} tags=["hide-input"]
 
 
 def look(samples, names):
@@ -574,7 +582,8 @@ else:
     if shared:
         real = np.log([describe(load_mask(s.mask, 256)) for s in shared])
         owner, word = np.array([(s.product, s.defect) for s in shared]).T
-        found = {k: 100 * v for k, v in bootstrap(right(real, word, owner)).items()}
+        hits = right(real, word, owner)
+        found = {k: 100 * v for k, v in proportion(hits).items()}
         print(
             f"{len(shared)} real masks, {len(set(word))} defects that products share"
         )
@@ -594,7 +603,7 @@ else:
 # ## And the model?
 #
 # The shipped model learned from the blue cells, all of them together. Ask it for the same product with each of its
-# defects, always from the same noise; for the *normal* picture switch the defect off, $w_d = 0$. In Eq. 4 the word for
+# defects, always with the same noise; for the *normal* picture switch the defect off, $w_d = 0$. In Eq. 4 the word for
 # the defect then has no weight, so here too there is one normal picture for all defects, to the byte:
 
 # %%
@@ -607,7 +616,7 @@ one, other = (
 assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 print("at w_d = 0 the pictures do not depend on the defect's name")
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures, one row per defect: switched off, with it, difference, mask"}}
 asked = [(p, d) for p in pipe.products for d in pipe.pairs[p]]
 shown = [pair for pair in asked if pair[0] == PRODUCT or pair[1] == DEFECT]
 asked = shown if FAST else asked
@@ -633,7 +642,7 @@ viz.grid(
 # Does the third column gather in one place, and is it the place that the mask marks? And the other consistency, one
 # defect on all products it was trained on:
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Generated pictures and masks of one defect, one row per product"}} tags=["hide-input"]
 having = [product for product in pipe.products if DEFECT in pipe.pairs[product]]
 rows = []
 for product in having:
@@ -670,7 +679,7 @@ for (product, defect), out in made.items():
             == defect
         )
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Change outside the mask, above; defects named from outlines, below"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 1, figsize=(5.6, 3.4), layout="constrained")
 for place, values in enumerate((moved, between)):
     s = bootstrap(values)
@@ -698,7 +707,7 @@ glue(
     else "so we cannot say that the model keeps the specimen",
     display=False,
 )
-found = bootstrap(named)
+found = proportion(named)
 glue(
     "two_shape_verdict",
     "above guessing"

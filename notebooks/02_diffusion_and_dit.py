@@ -77,7 +77,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+)
 from diffusers.models.embeddings import Timesteps
 from matplotlib.patches import Rectangle
 from myst_nb import glue
@@ -144,7 +148,7 @@ assert difference.abs().max() < 1e-6
 # there. Here is a picture that the package's renderer drew, noised at five steps: above, three channels of the latent
 # as red, green and blue; below, the latent decoded back to a picture. Find the step that you wrote down.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "A latent and the same decoded, with more noise in each column"}} tags=["hide-input"]
 TIMES = [0, 50, 150, 300, 900]
 halvings = len(pipe.vae.config.encoder_block_out_channels) - 1
 size = pipe.transformer.config.sample_size * 2**halvings
@@ -182,7 +186,7 @@ viz.grid(
 # How much picture is left is one number, the *signal-to-noise ratio* $\bar\alpha_t / (1 - \bar\alpha_t)$, here in
 # decibels (10 dB is a factor of ten). At 0 dB picture and noise are equally strong.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Signal-to-noise ratio in decibels against the step t"}} tags=["hide-input"]
 snr = 10 * torch.log10(alpha_bar / (1 - alpha_bar))
 even = int((snr > 0).sum())  # first step with more noise than picture
 figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -294,7 +298,7 @@ glue("dit_toy_loss", f"{last:.2f}", display=False)
 # %%
 print(inspect.getsource(losses.noise_loss))
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Loss of the toy network against the training step"}} tags=["hide-input"]
 window = max(1, TOY_STEPS // 60)
 smooth = np.convolve(history, np.ones(window) / window, mode="valid")
 figure, axis = plt.subplots(figsize=(5, 2.3), layout="constrained")
@@ -322,8 +326,9 @@ plt.show()
 # \end{aligned}
 # $$
 #
-# This is DDIM. The package's pipeline takes any sampler of diffusers; the one it ships with follows the same path and
-# cuts its corners less.
+# This is DDIM: from the same noise it always walks the same way. The package's pipeline takes any sampler of diffusers.
+# The one it ships with cuts the path's corners less, and adds fresh noise at every step, which washes out part of what
+# the steps before got wrong. That noise, too, comes from the picture's seed, so the same seed gives the same picture.
 
 
 # %%
@@ -356,7 +361,7 @@ def walk_back(kind, number=600):
 
 paths = [walk_back(kind) for kind in (0, 1)]
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Paths of points from noise to the toy's nut and to its crack"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(5.4, 3), layout="constrained")
 for kind, (axis, path) in enumerate(zip(axes, paths, strict=True)):
     true = toy_points(torch.full((3000,), kind), torch.Generator().manual_seed(9))
@@ -386,7 +391,7 @@ glue("dit_near_crack", f"{100 * near[1]:.0f}", display=False)
 # Grey dots are noise, blue lines their way back, orange dots where they arrive; the true shape is pale grey. The
 # noise is *the same* left and right: only the condition differs, and each point finds another way. Of the points,
 # {glue:text}`dit_near_nut` % arrive within 0.15 of the nut and {glue:text}`dit_near_crack` % within 0.15 of the crack.
-# The others are the toy's mistakes; look where they lie. A small network draws smooth answers, and what is thin or has
+# The others are the toy's mistakes; look where they lie. A small network gives smooth answers, and what is thin or has
 # sharp corners asks for more. Remember that when you look at thin defects.
 #
 # ## From points to pictures: patches
@@ -405,7 +410,7 @@ with torch.no_grad():
     tokens = tokens + embed.pos_embed  # (1, T, D)
     assert torch.allclose(tokens, embed(latent), atol=1e-5)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Picture and latent cut in patches; tables of patches and tokens"}} tags=["hide-input"]
 side = transformer.side
 figure, axes = plt.subplots(2, 2, figsize=(5, 5.2), layout="constrained")
 for axis, image, cells in (
@@ -516,7 +521,7 @@ print(f"largest noise that the new model names: {out.sample.abs().max():g}")
 # where they help. Nothing has to be unlearned first, which keeps the training of a deep stack calm. Here is how far the
 # shipped weights have opened theirs, from the clean end ($t = 0$) to pure noise:
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Size of each block's gates by step t: self-attention and MLP"}} tags=["hide-input"]
 steps = torch.arange(0, TRAIN_STEPS, 20)
 projected = {
     "background": transformer.product_proj(conditions.product.pooled),
@@ -609,22 +614,29 @@ viz.static_slider(
 # fine things drown in the noise first on the way out, so on the way back they can be settled only at the end.
 #
 # Compare the second guess that you wrote down. Each row starts from one noise, with more and more steps to the right.
+# Here the sampler adds no noise on its way. If it did, another number of steps would draw other noise and end in
+# another picture, and one could not tell what the steps alone do.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Generated pictures, one row per seed, more steps to the right"}} tags=["hide-input"]
 columns, seconds = {}, {}
+shipped = pipe.scheduler
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+    shipped.config, algorithm_type="dpmsolver++"
+)
 for steps in STEP_COUNTS:
     begin = time.perf_counter()
     columns[steps] = pipe(
         PRODUCT, DEFECT, num_images=NUM_IMAGES, num_inference_steps=steps
     )
     seconds[steps] = (time.perf_counter() - begin) / NUM_IMAGES
+pipe.scheduler = shipped
 viz.grid(
     list(zip(*(out.images for out in columns.values()), strict=True)),
     row_labels=[f"seed {seed}" for seed in range(NUM_IMAGES)],
     column_labels=[f"{n} steps" for n in STEP_COUNTS],
 )
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Change of the pictures and seconds each, against number of steps"}} tags=["hide-input"]
 stacks = [np.stack(out.images).astype(float) for out in columns.values()]
 apart = [np.abs(s - stacks[-1]).mean(axis=(1, 2, 3)) for s in stacks]
 figure, axes = plt.subplots(1, 2, figsize=(5.4, 2.4), layout="constrained")
@@ -648,9 +660,9 @@ glue("dit_few_seconds", f"{seconds[STEP_COUNTS[0]]:.2f}", display=False)
 # %% [markdown]
 # Each line on the left is a seed. With {glue:text}`dit_few` steps the pictures are on average
 # {glue:text}`dit_few_apart` of 255 grey levels from those with {glue:text}`dit_many`; with
-# {glue:text}`dit_second_last` steps {glue:text}`dit_second_apart`. Time grows steadily with the steps, from
-# {glue:text}`dit_few_seconds` s to {glue:text}`dit_many_seconds` s for a picture on one core of the machine that made
-# this page. More steps follow the model's path more exactly. They do not make a better model.
+# {glue:text}`dit_second_last` steps {glue:text}`dit_second_apart`. The time grows with the steps, from
+# {glue:text}`dit_few_seconds` s to {glue:text}`dit_many_seconds` s for a picture on the machine that made this page.
+# More steps follow the model's path more exactly. They do not make a better model.
 #
 # ## What would break this
 #

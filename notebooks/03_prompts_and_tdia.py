@@ -157,7 +157,7 @@ c_d = embed([prompts.defect_prompt(d) for d in defects])
 by_product = cosines(c_p - c_p.mean(0), c_p - c_p.mean(0))
 by_defect = cosines(c_d - c_d.mean(0), c_d - c_d.mean(0))
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Cosine similarity of prompts, between products, between defects"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 1, figsize=(5, 8.6), layout="constrained")
 for axis, values, names, what in (
     (axes[0], by_product, products, "products (c_p)"),
@@ -237,7 +237,7 @@ for method in (transformer.background, transformer.defect_and_fusion):
         if "_proj(" in line or "def " in line:
             print(line)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Diagram: where the three prompts enter the transformer's blocks"}} tags=["hide-input"]
 config = transformer.config
 side, latent_side, channels = (
     transformer.side,
@@ -329,7 +329,7 @@ plt.show()
 # defect blocks have one thing more, a cross-attention, and the maps of all of them are the only thing that the mask
 # head sees (chapter 5). This is where the weights sit:
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Bars: parameters in millions of each part of the transformer"}} tags=["hide-input"]
 owners = {
     "tokens and time": ("patch_embed", "time_embed"),
     "text projections": ("product_proj", "defect_proj", "fusion_proj"),
@@ -436,7 +436,7 @@ for which in ("p", "d", "f"):
     ]
     mask_changes[which] = float((mask - asked_mask).abs().max())
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Change of the tokens after each block, one line per prompt"}} tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
 names = [
     f"{name} {i + 1}" for name, part in PARTS.items() for i in range(len(part))
@@ -472,7 +472,7 @@ print("c_f exchanged, change of the mask's latent:     ", mask_changes["f"])
 # %% [markdown]
 # Not small: *zero*, to the last bit. The check above runs through all defects: they leave the very same background
 # state, so nothing about the defect can hide in there. And the mask of this step does not depend on $c_f$ at all,
-# because the mask head reads the defect blocks. The package uses the first fact: two branches of its guidance that
+# because the mask head reads only the defect blocks. The package uses the first fact: two branches of its guidance that
 # differ in the defect alone share one pass through the background blocks (`evaluate_branches` in
 # `defectdiffu/guidance.py`).
 #
@@ -497,7 +497,8 @@ def sample(c_p, c_d, c_f, seeds):
     predicted_masks = []
     for t in pipe.scheduler.timesteps:
         out = transformer(x, t.expand(n), c_p, c_d, c_f)
-        x = pipe.scheduler.step(out.sample, t, x).prev_sample
+        step = pipe.scheduler.step(out.sample, t, x, generator=generators)
+        x = step.prev_sample
         predicted_masks.append(out.mask)
     last = predicted_masks[-masks.averaged_steps(STEPS) :]  # Sec. 3.4
     maps = [masks.to_probability(autoencoder.decode(pipe.vae, m)) for m in last]
@@ -529,7 +530,7 @@ ours, our_maps = sample(*three_prompts(), seeds)
 assert (ours - latents["last"]).abs().max() < 1e-4
 assert np.abs(our_maps.numpy() - theirs.mask_probs).max() < 1e-4
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Generated pictures, one row per seed, one column per exchange"}} tags=["hide-input"]
 SWAPS = {
     "as asked": {},
     "c_p": {"for_p": OTHER},
@@ -569,13 +570,13 @@ glue("tdia_other", ", ".join(OTHER), display=False)
 # Largest difference to the pipeline's latents: {glue:text}`tdia_loop_error`. The first column asks for
 # *{glue:text}`tdia_asked`*. In each of the others the prompt named above it speaks of *{glue:text}`tdia_other`*
 # instead, while the rest still says what it said. The mask is the blue outline, where there is one.
-# All columns of a row start from the same noise.
+# All columns of a row have the same noise, at the start and in every step.
 #
-# A few pictures are not a measurement. So we do the same with pairs of pairs drawn at random, and ask the package's
-# *judge*, a network trained on thousands of rendered pictures, what it sees: the product (and the defect) that was
-# asked for, the one that came with the exchanged prompt, or something else.
+# A few pictures are not a measurement. So we do the same with two pairs of names at a time, drawn at random, and ask
+# the package's *judge*, a network trained on thousands of rendered pictures, what it sees: the product (and the defect)
+# that was asked for, the one that came with the exchanged prompt, or something else.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Product and defect that the judge sees, one bar per exchange"}} tags=["hide-input"]
 exchanges = [  # all four combinations of the two products and defects were trained on
     (a, b)
     for a, b in every(known, repeat=2)

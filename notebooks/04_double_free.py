@@ -72,6 +72,7 @@ import numpy as np
 import torch
 from myst_nb import glue
 from PIL import Image
+from scipy.stats import binomtest
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, viz
 from defectdiffu.autoencoder import decode
@@ -151,7 +152,7 @@ for is_defect in ("good", "crack"):
         counts[is_defect, told, named] += 1
 tally = {case: count / DRAWS for case, count in counts.items()}
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "How often a sound and a cracked hazelnut are told which names"}} tags=["hide-input"]
 figure, axes = plt.subplots(
     2,
     1,
@@ -229,10 +230,11 @@ channels = pipe.transformer.config.in_channels
 
 
 def start(seeds):
-    """The pure noise that sampling starts from, one latent for each seed."""
+    """The pure noise that sampling starts from, and where its steps' noise comes from: each seed has its own."""
     shape = (channels, side, side)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(shape, generator=g) for g in generators])
+    x = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return x, generators
 
 
 def prompts(pairs):
@@ -255,7 +257,7 @@ def to_images(latents):
 @torch.no_grad()
 def sample(combine, pairs, seeds, watch=None):
     """Denoise with the noise combine(e); e holds the noise of each branch."""
-    x, conditions = start(seeds), prompts(pairs)
+    (x, generators), conditions = start(seeds), prompts(pairs)
     pipe.scheduler.set_timesteps(STEPS)
     for t in pipe.scheduler.timesteps:
         branches = evaluate_branches(
@@ -263,7 +265,10 @@ def sample(combine, pairs, seeds, watch=None):
         )
         if watch:
             watch(int(t), x, branches.noise)
-        x = pipe.scheduler.step(combine(branches.noise), t, x).prev_sample
+        step = pipe.scheduler.step(
+            combine(branches.noise), t, x, generator=generators
+        )
+        x = step.prev_sample
     return to_images(x)
 
 
@@ -301,10 +306,10 @@ print("our sampler draws the pipeline's pictures; our Eq. 4 is guidance.guide")
 # %% [markdown]
 # ## Built up term by term
 #
-# The same noise in every row. The first column names neither product nor defect. The second adds the product's term
+# The same noise in every picture. The first column names neither product nor defect. The second adds the product's term
 # of Eq. 4 to it, the third the defect's term, without a product, and the last adds both.
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures, one row per pair: neither term of Eq. 4, one, other, both"}}
 PAIRS = [("hazelnut", "crack"), ("leather", "cut"), ("bottle", "contamination")]
 
 TERMS = {
@@ -357,7 +362,7 @@ def length(direction):
     return direction[0].norm(dim=0).numpy()  # (h, w)
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Foreseen pictures and maps of both directions' length, by step t"}} tags=["hide-input"]
 ROWS = {
     "e(g,0)\nforesees": "g0",
     "e(g,p)\nforesees": "gp",
@@ -383,11 +388,12 @@ for row, name in zip(axes, [*ROWS, "|F_p|", "|F_d|"], strict=True):
 plt.show()
 
 # %% [markdown]
-# Time runs from left to right, from noise ($t$ large) to picture ($t$ near 0). Look for two things. Where $F_p$ is
-# strong the product is being told from "something", all over the picture; $F_d$ ought to gather at one place as $t$
-# falls, and where it stays spread out, $w_d$ turns more than a defect. And compare the second row with the third: one
-# leans towards the sound product, the other towards the defect. At one step they differ little, for all three look at
-# the same $x_t$; what makes the picture is that the differences, scaled, are added at every step.
+# Time runs from left to right, from noise ($t$ large) to picture ($t$ near 0). Look for two things. First, where $F_p$
+# is strong the product is being told from "something", and that may be all over the picture; $F_d$ ought to gather at
+# one place as $t$ falls, and where it stays spread out, $w_d$ turns more than a defect. Second, compare the second row
+# with the third: one leans towards the sound product, the other towards the defect. At a single step they may differ
+# little, for all three look at the same $x_t$; what makes the picture is that the differences, scaled, are added at
+# every step.
 #
 # How long are the two, and do they say different things? We measure over one pair of every product: length relative
 # to $\epsilon(g, \varnothing)$, and two cosines. The first, between $F_p$ and $F_d$, would be 0 if the two knobs had
@@ -417,7 +423,7 @@ def measure(t, x, e):
 sample(eq4, EVERY, seeds=[0] * len(EVERY), watch=measure)
 print(f"{len(EVERY)} pairs:", *(", ".join(pair) for pair in EVERY), sep="\n  ")
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Lengths of F_p and F_d, and two cosines, against the time step"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), layout="constrained")
 for axis, values, names in (
     (axes[0], lengths, ("$F_p$", "$F_d$")),
@@ -492,7 +498,7 @@ assert torch.allclose(
 )
 print("product_aware with w_p = 1 is defect_only, whose w_p has nothing to scale")
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures without and with masks, one column per form of guidance"}}
 pictures = {
     (pair, guidance): pipe(
         *pair,
@@ -519,7 +525,15 @@ viz.grid(rows, labels, column_labels=list(GUIDANCES), inches=1.25)
 # The same seed, the same scales, three rules. Three pairs prove nothing, so we let the judge look at one pair of
 # every product: a network trained on thousands of drawn pictures, which names what it sees.
 
-# %% tags=["hide-input"]
+
+# %% mystnb={"image": {"alt": "Share of pictures with product and defect as asked, by guidance"}} tags=["hide-input"]
+def proportion(hits):
+    """The share of hits with Wilson's 95 % interval, which has a width even if all hit."""
+    test = binomtest(int(np.sum(hits)), len(hits))
+    low, high = test.proportion_ci(method="wilson")
+    return {"mean": test.statistic, "low": low, "high": high}
+
+
 judge = Judge.shipped(64)
 scores = {}
 for guidance in GUIDANCES:
@@ -539,7 +553,7 @@ for guidance in GUIDANCES:
 figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
 names = list(scores["double_free"])
 for i, (guidance, colour) in enumerate(zip(GUIDANCES, viz.COLOURS, strict=False)):
-    stats = [bootstrap(scores[guidance][name]) for name in names]
+    stats = [proportion(scores[guidance][name]) for name in names]
     mean = np.array([s["mean"] for s in stats])
     spread = np.abs([[s["low"], s["high"]] for s in stats] - mean[:, None]).T
     place = np.arange(len(names)) + 0.22 * (i - 1)
@@ -555,8 +569,9 @@ axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.2), ncols=3)
 plt.show()
 
 # %% [markdown]
-# All three run at the scales that the weights recommend for {glue:text}`free_default`, so this is a look and not a
-# contest: where the intervals overlap, it decides nothing.
+# Each bar is Wilson's interval for a share, which has a width even where every picture is right. All three run at the
+# scales that the weights recommend for {glue:text}`free_default`, so this is a look and not a contest: where the
+# intervals overlap, it decides nothing.
 #
 # ## The slip in Eq. 3
 #
@@ -572,7 +587,7 @@ plt.show()
 # and see what it turns.
 
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures by Eq. 4 and Eq. 3, w_d growing to the right"}}
 def eq3_as_printed(e, w_p=W_P, w_d=W_D):
     F_p = e["gp"] - e["g0"]
     F_d = e["d0"] - e["g0"]
@@ -592,9 +607,9 @@ sweep = [
 viz.grid(sweep, ["Eq. 4", "Eq. 3"], [f"w_d = {w:g}" for w in STRENGTHS])
 
 # %% [markdown]
-# In the upper row $w_d$ turns the defect and the product is there from the start. In the lower row $w_d = 0$ leaves
-# the defect, at the fixed scale $w_p$, on *no* product, and turning it up adds the product. So Eq. 3 is a slip of
-# the pen: this book, like the released code, goes by Eq. 4.
+# In the upper row $w_d$ scales the defect, and the product's direction is there from the start. In the lower row
+# $w_d = 0$ leaves the defect, at the fixed scale $w_p$, on *no* product, and turning it up adds the product. So we take
+# Eq. 3 for a slip of the pen: this book, like the released code, goes by Eq. 4.
 #
 # ## One pass saved
 #
@@ -603,7 +618,7 @@ viz.grid(sweep, ["Eq. 4", "Eq. 3"], [f"w_d = {w:g}" for w in STRENGTHS])
 # `evaluate_branches` runs the background once for each distinct product, and what remains as one batch.
 
 # %%
-x, t = start(range(4)), torch.full((4,), 500)
+(x, _), t = start(range(4)), torch.full((4,), 500)
 three = {name: prompts([PAIRS[0]] * 4)[name] for name in ("gp", "g0", "d0")}
 
 
@@ -679,8 +694,8 @@ glue("free_default", pipe.config.guidance, display=False)
 # - **Too few products.** "A crack in something" is an average over the products in the training set. With one
 #   product, something *is* that product.
 # - **Large scales.** Both directions are extrapolated. Far beyond 1 the picture leaves everything that training
-#   showed: colours drift, and a large $w_d$ can carry an average product along, which only a larger $w_p$ holds
-#   against.
+#   showed: colours may drift, and a large $w_d$ can carry an average product along, against which only a larger $w_p$
+#   helps.
 #
 # ## Summary
 #

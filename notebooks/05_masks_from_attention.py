@@ -232,7 +232,7 @@ viz.static_slider(
 # The same run, at a few steps: what picture the network foresees, the mask head's map, and what the threshold makes
 # of that one step's map (nothing, where it cannot tell two parts apart).
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Foreseen picture, mask head's map and mask, one column per step t"}} tags=["hide-input"]
 few = shown[np.unique(np.linspace(0, len(shown) - 1, 5).round().astype(int))]
 rows = [[], [], []]
 for i in few:
@@ -251,8 +251,8 @@ viz.grid(
 # %% [markdown]
 # ## Averaging, by hand
 #
-# The paper averages the map over the last 100 of 1000 steps, when the picture's structure stands. Here it is the last
-# tenth of however many steps there are, $M_{pre} = \frac{1}{k} \sum_{t} M_{pre}^t$ over the last $k$:
+# The paper averages the map over the last 100 of 1000 steps, when the picture's structure is settled. Here it is the
+# last tenth of however many steps there are, $M_{pre} = \frac{1}{k} \sum_{t} M_{pre}^t$ over the last $k$:
 
 # %%
 k = masks.averaged_steps(STEPS)
@@ -289,7 +289,7 @@ if path:
     bin_width = np.ptp(average) / 256
     assert abs(path[-1] - threshold_isodata(average)) <= 1.01 * bin_width
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Histogram of the averaged map with thresholds, and the pair"}} tags=["hide-input"]
 figure, (axis, beside) = plt.subplots(
     1, 2, figsize=(6.4, 2.6), width_ratios=(2.2, 1), layout="constrained"
 )
@@ -350,7 +350,7 @@ assert np.array_equal(masks.binarise(made["disc"]) > 0, disc)
 # %% [markdown]
 # The real test is to ask the model for sound products. Every mask here ought to be empty.
 
-# %%
+# %% mystnb={"image": {"alt": "Pictures generated as good, masks laid over: products across, seeds down"}}
 good = {p: pipe(p, "good", num_images=2) for p in pipe.products[:PRODUCTS]}
 empty = [not np.asarray(m).any() for o in good.values() for m in o.masks]
 few = list(good)[:4]
@@ -375,7 +375,7 @@ glue("masks_good_empty", sum(empty), display=False)
 # %% [markdown]
 # Asked for {glue:text}`masks_good` good pictures, two of each product, the model left {glue:text}`masks_good_empty`
 # masks empty; above are the first products. What is marked all the same is a false alarm, unless the picture really has
-# a defect that nobody asked for: a few-shot model draws those, too.
+# a defect that nobody asked for: a few-shot model can draw those, too.
 #
 # ## How many steps to average? Ask the judge
 #
@@ -403,7 +403,7 @@ for pair in EVERY:
         found = np.stack([masks.binarise(p) > 0 for p in averaged])
         sampled[n].extend(iou_per_picture(found[seen], truth[seen]))
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "IoU with the judge's mask against number of last steps averaged"}} tags=["hide-input"]
 stats = {n: bootstrap(values) for n, values in sampled.items()}
 figure, axis = plt.subplots(figsize=(5.6, 2.6), layout="constrained")
 mean = np.array([s["mean"] for s in stats.values()])
@@ -420,16 +420,21 @@ glue("masks_count", stats[k]["count"], display=False)
 glue("masks_steps", STEPS, display=False)
 
 
-def interval(s):
-    return f"{s['mean']:.2f} ({s['low']:.2f} to {s['high']:.2f})"
+def interval(s, digits=2):
+    mean, low, high = (f"{s[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def compare(ours, theirs):
     """In words, whether `ours` has the higher mean, and by how much."""
     s = paired_bootstrap(ours, theirs)
-    word = "higher" if s["low"] > 0 else "lower" if s["high"] < 0 else None
-    gap = f"by {s['mean']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})"
-    return f"{word}, {gap}" if word else f"not told apart: they differ {gap}"
+    if s["low"] > 0:
+        return f"higher, by {interval(s, 3)}"
+    if s["high"] < 0:
+        less = {"mean": -s["mean"], "low": -s["high"], "high": -s["low"]}
+        return f"lower, by {interval(less, 3)}"
+    gap = f"{s['mean']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})"
+    return f"neither clearly higher nor lower: the difference is {gap}"
 
 
 glue("masks_iou", interval(stats[k]), display=False)
@@ -437,9 +442,9 @@ glue("masks_one", compare(sampled[k], sampled[LAST[0]]), display=False)
 glue("masks_all", compare(sampled[k], sampled[LAST[-1]]), display=False)
 
 # %% [markdown]
-# Over {glue:text}`masks_count` pictures the mask of the last tenth has an IoU of {glue:text}`masks_iou`. Compared
-# picture by picture with the last step alone, it is {glue:text}`masks_one`. Compared with all
-# {glue:text}`masks_steps` steps, it is {glue:text}`masks_all`.
+# Over {glue:text}`masks_count` pictures the mask of the last tenth has an IoU of {glue:text}`masks_iou` (in brackets,
+# here and below, the 95 % interval). Compared picture by picture with the last step alone, it is
+# {glue:text}`masks_one`. Compared with all {glue:text}`masks_steps` steps, it is {glue:text}`masks_all`.
 #
 # ## The mask head by itself
 #
@@ -490,7 +495,7 @@ overlap = {
     for key, values in maps.items()
 }
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Noised picture, mask head's map and mask, one column per step t"}} tags=["hide-input"]
 example = TRAINED.index((PRODUCT, DEFECT)) if (PRODUCT, DEFECT) in TRAINED else 0
 few = [
     TIMES[i]
@@ -516,7 +521,7 @@ viz.grid(
     ["truth", *(f"t = {t}" for t in few)],
 )
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "IoU with the true mask against the step t, one line per prompt"}} tags=["hide-input"]
 with torch.no_grad():
     true_maps = torch.from_numpy(truths.astype(np.float32))
     returned = decode(pipe.vae, encode(pipe.vae, masks.to_picture(true_maps)))
@@ -579,7 +584,7 @@ glue(
 # come near 1 even for a perfect mask. And without the product's name, which is how double-free asks,
 # the IoU at the same $t$ is {glue:text}`masks_null`.
 #
-# The third curve is a warning. Told "good", the head still marks the defect with an IoU of
+# The third curve is a test. Told "good", one would like the head to mark nothing; its IoU with the defect is
 # {glue:text}`masks_told_good` at that $t$. Wherever this is well above 0, the mask follows what is *seen* and not
 # only what is asked: in training a defect is called good now and then, and its mask is learned all the same.
 #
@@ -589,8 +594,8 @@ glue(
 #   That is what the next chapter's loss is for.
 # - **A defect thinner than a map's cell.** The maps are coarse, and only the neighbouring cells' values tell how a
 #   scratch goes on inside one.
-# - **Averaging from the beginning.** Early maps are made of noise. They blur the late ones, and the threshold then
-#   splits a blur.
+# - **Averaging from the beginning.** Early maps are made from noise. They can blur the late ones, and the threshold
+#   then splits a blur.
 # - **Two kinds of dark.** The threshold knows grey levels, not shapes. A product whose map is bright in two strengths
 #   is split between them.
 #

@@ -161,7 +161,8 @@ for name, attention in {"even": even, "half on the defect": keen}.items():
 # %% [markdown]
 # Even attention is worth a closer look. If the map is even and its sum is 1, a defect of area $A$ gets $A$ of the
 # attention, so $Rat = (1 - A) / (A + \alpha)$: *only its area counts*. That is the yardstick for everything below. A
-# network whose ratios lie on this curve pays the defect no more attention than the rest; one that lies below it does.
+# network whose ratios lie on this curve pays the defect no more attention than the rest; one whose ratios lie below it
+# does.
 #
 # ## On real batches
 #
@@ -223,7 +224,7 @@ for t in TIMES:  # our Eqs. 8 and 9, picture by picture, against the package
         [clamp(r) for r in ours], losses.clamp_ratio(Rat[t]), rtol=1e-4
     )
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Ratio of attention by size of defect, and by time step t"}} tags=["hide-input"]
 share = cells.mean((1, 2)).numpy()  # what the defect covers of the map
 figure, axes = plt.subplots(2, 1, figsize=(5.8, 5.4), layout="constrained")
 curve = np.geomspace(share.min(), share.max(), 100)
@@ -329,7 +330,7 @@ terms = (
 )
 assert torch.allclose(ours, losses.total_loss(*terms))
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Share of the loss against the defect's area, with, without AAL"}} tags=["hide-input"]
 occupied = region.mean((1, 2)).numpy()
 figure, axis = plt.subplots(figsize=(5.8, 3.2), layout="constrained")
 axis.plot(
@@ -397,7 +398,7 @@ weight = 1 + R[T][:, None, None, None] * region[:, None]
 by_hand = 2 / guess.numel() * (predicted - noise) * weight
 assert torch.allclose(enhanced, by_hand, atol=1e-9)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Three defects: picture with mask, gradient without and with AAL"}} tags=["hide-input"]
 order = np.argsort(occupied, kind="stable")
 examples = order[
     [len(order) // 10, len(order) // 2, -len(order) // 10]
@@ -448,7 +449,7 @@ adaptive = ((N / D > 2) & (N / D < 8)).float()
 by_hand = adaptive * ((1 - cells) / D - N * cells / D**2)
 assert torch.allclose(through_ratio, by_hand, rtol=1e-3, atol=1e-5)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Picture with mask, attention, and change of R with attention"}} tags=["hide-input"]
 flows = np.flatnonzero(adaptive[:, 0, 0].numpy())
 stays = np.flatnonzero(R[T].numpy() == 8)
 examples = [v[len(v) // 2] for v in (flows, stays) if len(v)]

@@ -108,7 +108,7 @@ set_verbosity_error()  # the autoencoder's config has a key that diffusers remar
 # Drawn by the package, so that the page needs no download: a training folder, and a second one from other seeds that
 # is never trained on, only watched. A folder of your own in the same layout works alike.
 
-# %%
+# %% mystnb={"image": {"alt": "Training pictures, masks laid over: one row per product, good and its defects"}}
 out = Path(OUT)
 shutil.rmtree(out, ignore_errors=True)
 data, val = out / "data", out / "val"
@@ -210,7 +210,7 @@ for name in ("image", "mask", "region"):
 # %%
 print(inspect.getsource(losses.total_loss))
 
-# %%
+# %% mystnb={"image": {"alt": "Four loss terms of one batch against the step"}}
 SEED, BATCH = preset.training.seed, preset.training.batch_size
 LR, P1, P2 = preset.training.learning_rate, preset.training.p1, preset.training.p2
 WARMUP = HAND_STEPS // 10
@@ -373,7 +373,7 @@ glue("train_first_noise", f"{history['noise'][0]:.2f}", display=False)
 # defectdiffu train --preset small.json --data data --val val --out run
 # ```
 
-# %%
+# %% mystnb={"image": {"alt": "Held-out and batch loss against the step: noise, defect and mask"}}
 begin = time.perf_counter()
 with capture_output():
     run = train(preset, [data], out / "run", val)
@@ -424,7 +424,7 @@ for name in TERMS:
 # {glue:text}`train_change_mask` % (mask); their sum was lowest at step {glue:text}`train_best`. Which line
 # flattens first? Compare with your prediction.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Samples with masks, one row per step, one column per pair of names"}} tags=["hide-input"]
 drawn = sorted((run / "samples").glob("*.png"))
 shown = [drawn[0], drawn[len(drawn) // 2], drawn[-1]]
 rows = []
@@ -443,15 +443,15 @@ viz.grid(
 )
 
 # %% [markdown]
-# The samples that the run drew by itself, masks laid over where there are any. So little training is not enough for a
-# defect, and need not be: what matters is that the colours settle and the products come apart.
+# The samples that the run drew by itself, masks laid over where there are any. Do not expect defects from so little
+# training: look whether the colours settle and the products come apart.
 #
 # ## The shipped weights' own curve
 #
 # The record of the run that made the weights of this book, read from `defectdiffu/weights/tiny/training.json`. First
 # the autoencoder: what it cannot reconstruct no diffusion model can bring back. Then the transformer.
 
-# %%
+# %% mystnb={"image": {"alt": "Autoencoder on held-out pictures: PSNR and mask IoU against the step"}}
 record = json.loads((SHIPPED / "tiny" / "training.json").read_text())
 encoding = [line for line in record if line["stage"] == "autoencoder"]
 denoising = [line for line in record if "val" in line]
@@ -464,7 +464,7 @@ figure.suptitle("autoencoder, on held-out pictures", fontsize=9)
 plt.close(figure)
 figure
 
-# %%
+# %% mystnb={"image": {"alt": "Shipped weights' held-out and batch loss against the step: noise, defect, mask"}}
 curves(denoising, "transformer; line: held-out pictures; grey: one batch")
 
 # %% tags=["remove-cell"]
@@ -474,17 +474,17 @@ glue("ship_step", denoising[-1]["step"], display=False)
 glue("ship_least", least["step"], display=False)
 glue(
     "ship_verdict",
-    "still falling at the end: a longer run may have gained"
+    "it was still falling at the end, so a longer run may have gained"
     if at_end
-    else "not the last one: after it the model learned its training pictures by heart",
+    else "after that the loss on pictures outside the training set rose again",
     display=False,
 )
 glue("ship_rate", f"{denoising[-1]['samples_per_second']:.0f}", display=False)
 
 # %% [markdown]
-# The lowest held-out sum was at step {glue:text}`ship_least` of {glue:text}`ship_step`, so it was
-# {glue:text}`ship_verdict`. A few-shot set is small enough to be memorised; that is why the length of a run is chosen
-# by these curves, and never by a test score.
+# The lowest held-out sum was at step {glue:text}`ship_least` of {glue:text}`ship_step`:
+# {glue:text}`ship_verdict`. A few-shot set is small enough to be learned by heart, and then the held-out losses rise;
+# that is why the length of a run is chosen by these curves, and never by a test score.
 #
 # ## How long will it take?
 #
@@ -539,7 +539,7 @@ glue("plan_tflops", f"{here / 1e12:.2f}", display=False)
 # **These times are computed, not measured**, all but the rate of this machine ({glue:text}`plan_tflops` TFLOP/s),
 # and they are for the transformer alone. One of them can be checked here: for this page's preset the arithmetic says
 # {glue:text}`plan_here` s, the steps of the run above took {glue:text}`plan_measured` s. Small models do not fill a
-# GPU: for `tiny` it waits for the next instruction most of the time, and the computed times are lower bounds.
+# GPU: with `tiny` it may wait for the next instruction most of the time, and the computed times are lower bounds.
 # `defectdiffu benchmark` measures yours. For comparison, the run that made the shipped weights reported
 # {glue:text}`ship_rate` pictures per second, on the machine that their model card names.
 #

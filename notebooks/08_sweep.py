@@ -74,6 +74,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 from myst_nb import glue
+from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, guidance, viz
 from defectdiffu.data.procedural import render
@@ -113,9 +114,10 @@ print(inspect.getsource(guidance.double_free))
 #
 # ## The grid
 #
-# One seed, so all of these pictures start from the same noise. To the right $w_d$ grows, downward $w_p$.
+# One seed, so all of these pictures have the same noise, at the start and in every step. To the right $w_d$ grows,
+# downward $w_p$.
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures, masks laid over: w_d grows to the right, w_p downward"}}
 W_P, W_D = [0, 1, 2, 3], [0, 1, 2, 3]
 rows = []
 for w_p in W_P:
@@ -140,8 +142,8 @@ viz.grid(rows, [f"$w_p = {w}$" for w in W_P], [f"$w_d = {w}$" for w in W_D])
 # ## The slider
 #
 # The same along one axis, for four seeds. It works by mouse, finger and arrow keys, with no kernel behind it. With a
-# kernel, set `LIVE` in the settings: then product, defect, both scales, seed and steps are in your hand, and only
-# what you change is drawn anew.
+# kernel, set `LIVE` in the settings: then you can change product, defect, both scales, seed and steps, and a new frame
+# is drawn each time.
 
 # %%
 viz.slider(
@@ -183,7 +185,7 @@ glue("sweep_what", f"{PRODUCT}, {DEFECT}", display=False)
 #
 # A **dose-response curve**: the area of the defect against $w_d$. The area is not taken from the model's own mask,
 # for that would be the model's word on itself, but from the judge, a network that learned from thousands of rendered
-# pictures to name products and defects and to mark the defect's pixels. Its own error is on its card.
+# pictures to name products and defects and to mark the defect's pixels. Chapter 11 shows how often it errs.
 #
 # No pair is picked by hand: product number $i$ in the weights' list goes with defect number $i$ in its own list,
 # counted round. $w_p$ is what the weights recommend, {glue:text}`sweep_w_p`.
@@ -229,7 +231,8 @@ def read(verdict, product):
 begin = time.perf_counter()
 measured = np.array([sweep(*pair, STRENGTHS) for pair in pairs])
 seconds = (time.perf_counter() - begin) / (len(pairs) * len(STRENGTHS) * SEEDS)
-area, good, right = measured.mean(-1).transpose(1, 2, 0)  # each (strengths, pairs)
+area, good, right = measured.transpose(1, 2, 0, 3)  # each (strengths, pairs, seeds)
+area = area.mean(-1)  # (strengths, pairs)
 
 # %% [markdown]
 # A curve by itself says little: what would a perfect generator's look like under this judge? The renderer knows
@@ -251,16 +254,24 @@ def render_sweep(product, defect):
 
 
 ceiling = np.array([render_sweep(*pair) for pair in pairs])
-drawn_area, drawn_good, _ = ceiling.mean(-1).transpose(1, 2, 0)
+drawn_area, drawn_good, _ = ceiling.transpose(1, 2, 0, 3)
+drawn_area = drawn_area.mean(-1)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Judged defect area and share judged good, by w_d and by strength"}} tags=["hide-input"]
 
 
-def dose(axis, x, values, color, label=None):
-    """Mean over the pairs with its 95 % interval; values (strengths, pairs)."""
-    intervals = [bootstrap(row) for row in values]
-    low, high = ([i[k] for i in intervals] for k in ("low", "high"))
-    axis.plot(x, values.mean(1), "o-", color=color, label=label, zorder=3)
+def percentage(hits):
+    """Share of the pictures in %, with Wilson's 95 % interval; hits: 0 or 1 each."""
+    test = binomtest(int(hits.sum()), hits.size)
+    low, high = test.proportion_ci(method="wilson")
+    return {"mean": 100 * test.statistic, "low": 100 * low, "high": 100 * high}
+
+
+def dose(axis, x, stats, color, label=None):
+    """A mean with its 95 % interval at every x."""
+    stats = list(stats)
+    mean, low, high = ([s[k] for s in stats] for k in ("mean", "low", "high"))
+    axis.plot(x, mean, "o-", color=color, label=label, zorder=3)
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
@@ -275,8 +286,8 @@ for column, (x, a, g, color, label) in enumerate(
     ]
 ):
     axes[0, column].plot(x, a, color="0.8", linewidth=0.8)
-    dose(axes[0, column], x, a, color)
-    dose(axes[1, column], x, 100 * g, color)
+    dose(axes[0, column], x, map(bootstrap, a), color)
+    dose(axes[1, column], x, map(percentage, g), color)
     axes[1, column].set_xlabel(label)
 axes[0, 0].set_ylabel("judged defect area\n(% of the picture)")
 axes[1, 0].set_ylabel("judged good\n(% of the pictures)")
@@ -285,32 +296,30 @@ figure
 
 # %% [markdown]
 # *Left generated, right truly rendered. Thick: mean over {glue:text}`sweep_pairs` pairs, {glue:text}`sweep_seeds`
-# seeds each; band: 95 % interval by bootstrap over the pairs; grey: single pairs.*
+# seeds each; grey: single pairs; band: 95 % interval, of the area by bootstrap over the pairs, of the share by Wilson's
+# formula over the pictures. That one has a width even where all pictures are judged good, or none.*
 
 # %% tags=["remove-cell"]
 rho = [rank_correlation(STRENGTHS, column) for column in area.T]
 drawn_rho = [rank_correlation(DRAWN, column) for column in drawn_area.T]
 
 
-def interval(values, factor=1.0, digits=2):
-    b = bootstrap(np.asarray(values) * factor)
-    return (
-        f"{b['mean']:.{digits}f} ({b['low']:.{digits}f} to {b['high']:.{digits}f})"
-    )
+def interval(s, digits=2):
+    mean, low, high = (f"{s[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 glue("sweep_pairs", len(pairs), display=False)
 glue("sweep_seeds", SEEDS, display=False)
 glue("sweep_last", STRENGTHS[-1], display=False)
-glue("sweep_area_0", interval(area[0], digits=1), display=False)
-glue("sweep_area_last", interval(area[-1], digits=1), display=False)
-glue("sweep_good_0", interval(good[0], 100, 0), display=False)
-glue("sweep_good_last", interval(good[-1], 100, 0), display=False)
-glue("sweep_drawn_good_0", interval(drawn_good[0], 100, 0), display=False)
-glue("sweep_drawn_good_last", interval(drawn_good[-1], 100, 0), display=False)
-glue("sweep_drawn_area_last", interval(drawn_area[-1], digits=1), display=False)
-glue("sweep_rho", interval(rho), display=False)
-glue("sweep_drawn_rho", interval(drawn_rho), display=False)
+for name, a, g in (("", area, good), ("drawn_", drawn_area, drawn_good)):
+    for end, i in (("0", 0), ("last", -1)):
+        glue(f"sweep_{name}area_{end}", interval(bootstrap(a[i]), 1), display=False)
+        glue(
+            f"sweep_{name}good_{end}", interval(percentage(g[i]), 0), display=False
+        )
+glue("sweep_rho", interval(bootstrap(rho)), display=False)
+glue("sweep_drawn_rho", interval(bootstrap(drawn_rho)), display=False)
 glue("sweep_picture", f"{seconds:.2g}", display=False)
 grew = bootstrap(area[-1] - area[0])
 glue(
@@ -322,12 +331,12 @@ glue(
     else "cannot be said to grow or to shrink, for the interval of the difference holds 0",
     display=False,
 )
-leak = good[0].mean() < drawn_good[0].mean() - 0.1
+leak = percentage(good[0])["high"] < percentage(drawn_good[0])["low"]
 glue(
     "sweep_leak",
-    "fewer than of rendered good pictures, so not all of them are clean"
+    "clearly fewer than of rendered good pictures, so not all of them are clean"
     if leak
-    else "about as many as of rendered good pictures",
+    else "not clearly fewer than of rendered good pictures",
     display=False,
 )
 
@@ -337,7 +346,7 @@ glue(
 # {glue:text}`sweep_drawn_area_last` %; an area above theirs says that the model overdoes it.
 #
 # At $w_d = 0$ the judge calls {glue:text}`sweep_good_0` % of the generated pictures good (of the rendered ones
-# {glue:text}`sweep_drawn_good_0` %): {glue:text}`sweep_leak`. At the other end it is {glue:text}`sweep_good_last` %
+# {glue:text}`sweep_drawn_good_0` %), {glue:text}`sweep_leak`. At the other end it is {glue:text}`sweep_good_last` %
 # (of the rendered ones {glue:text}`sweep_drawn_good_last` %).
 #
 # ## Pair by pair
@@ -345,7 +354,7 @@ glue(
 # A mean can rise while single pairs do not. **Spearman's rank correlation** asks only for the order: 1 where every
 # step of $w_d$ gave a larger area, 0 where the order is chance.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Rank correlation of strength and judged area, one line per pair"}} tags=["hide-input"]
 figure, axis = plt.subplots(
     figsize=(5, 0.28 * len(pairs) + 0.8), layout="constrained"
 )
@@ -371,19 +380,19 @@ figure
 # a little of the average product comes along. Pushed far, it could drown the product, and $w_p$ would push back. How
 # often does the judge still name the product that was asked for?
 
-# %%
+# %% mystnb={"image": {"alt": "Share of pictures whose product is named rightly against w_d, for two w_p"}}
 FEW = STRENGTHS[::2]
-kept = {}  # w_p -> how often the product was named rightly, (strengths, pairs)
+kept = {}  # w_p -> was the product named rightly, (strengths, pairs, seeds)
 for w_p in (1, 2):
     if w_p == pipe.config.w_p:  # measured above
         kept[w_p] = right[::2]
     else:
         values = np.array([sweep(*pair, FEW, w_p)[2] for pair in pairs])
-        kept[w_p] = values.mean(-1).T
+        kept[w_p] = values.swapaxes(0, 1)
 
 figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
 for (w_p, values), color in zip(kept.items(), viz.COLOURS, strict=False):
-    dose(axis, FEW, 100 * values, color, f"$w_p = {w_p}$")
+    dose(axis, FEW, map(percentage, values), color, f"$w_p = {w_p}$")
 axis.set(xlabel="$w_d$", ylabel="product named rightly\n(% of the pictures)")
 axis.set_ylim(0, 105)
 axis.legend(loc="lower left")
@@ -391,14 +400,14 @@ plt.close(figure)
 figure
 
 # %% tags=["remove-cell"]
-difference = bootstrap(kept[2][-1] - kept[1][-1])
+difference = bootstrap((kept[2][-1] - kept[1][-1]).mean(-1))  # over the pairs
 for w_p, values in kept.items():
-    glue(f"sweep_kept_{w_p}", interval(values[-1], 100, 0), display=False)
+    glue(f"sweep_kept_{w_p}", interval(percentage(values[-1]), 0), display=False)
 glue(
     "sweep_trade",
     "The larger scale keeps the product better"
     if difference["low"] > 0
-    else "The larger scale does not keep the product better"
+    else "The smaller scale keeps the product better"
     if difference["high"] < 0
     else "With so few pictures the two cannot be told apart",
     display=False,
@@ -411,7 +420,7 @@ glue("sweep_w_d", f"{pipe.config.w_d:g}", display=False)
 # {glue:text}`sweep_kept_2` % with $w_p = 2$. {glue:text}`sweep_trade`. The weights recommend $w_d$ =
 # {glue:text}`sweep_w_d`. One picture of these sweeps took {glue:text}`sweep_picture` s.
 #
-# Before leaving, three facts that hold for any weights, checked: at $w_d = 0$ the name of the defect does not matter
+# Last, three facts that hold for any weights, checked: at $w_d = 0$ the name of the defect does not matter
 # to the picture; at $w_p = 0$ the name of the product does not; and a frame of a sweep is the picture that the same
 # $w_d$ gives alone.
 
@@ -441,7 +450,8 @@ print(
 #   area at $w_d = 0$, where no defect is asked for, gives an idea how much.
 # - **Reading the model's own mask instead.** Below $w_d = 1$ it is mixed, in the share $w_d$, into the mask of the good
 #   branch, and so changes with $w_d$ whatever the picture shows.
-# - **Other noise in every frame.** The sweep would then compare pictures, not strengths.
+# - **Other noise in every frame**, at the start or in the sampler's steps. The sweep would then compare noises, not
+#   strengths.
 #
 # ## Summary
 #
@@ -459,6 +469,6 @@ print(
 # 1. Its defect direction is $\epsilon(d, p) - \epsilon(g, p)$, found on the product itself. It does not carry an
 #    average product along, so there is less to push back. At $w_p = 1$ it is the form that has no $w_p$ at all.
 # 2. None in particular: the null product stands for any product, and which one appears follows from the noise.
-# 3. Less than good: the picture is pushed away from defects. There is nothing in the training data out there, so look
-#    for smoothed textures rather than for better ones.
+# 3. One might hope for "better than good": the picture is pushed away from defects. But the training data have nothing
+#    out there, so look for smoothed textures rather than for better ones.
 # ````

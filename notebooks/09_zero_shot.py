@@ -75,6 +75,7 @@ import torch
 from IPython.display import Markdown
 from myst_nb import glue
 from PIL import Image
+from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, autoencoder, guidance, viz
 from defectdiffu.data.procedural import HELD_OUT, PAIRS, render
@@ -174,7 +175,7 @@ def neighbours(product, defect):
 
 near = {pair: neighbours(*pair) for pair in HELD_OUT}
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "One row per held-out pair: drawn, generated, trained neighbours"}} tags=["hide-input"]
 
 
 def plain(frames, i):
@@ -270,7 +271,16 @@ groups = {
 }
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Four scores with intervals, one colour per group of pictures"}} tags=["hide-input"]
+def estimate(values, measure):
+    """Mean with its 95 % interval: Wilson's for a share, which has a width even at 1; bootstrap for the IoU."""
+    if measure == "mask IoU":
+        return bootstrap(values)
+    test = binomtest(int(np.sum(values)), len(values))
+    low, high = test.proportion_ci(method="wilson")
+    return {"mean": test.statistic, "low": low, "high": high}
+
+
 def dots(groups):
     """Means with 95 % intervals, one colour per group, one line per measure."""
     figure, axis = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
@@ -278,7 +288,7 @@ def dots(groups):
     shapes = "osD^"
     for j, (label, values) in enumerate(groups.items()):
         for i, measure in enumerate(measures):
-            b = bootstrap(values[measure])
+            b = estimate(values[measure], measure)
             y = i + 0.18 * (j - (len(groups) - 1) / 2)
             axis.plot(
                 [b["low"], b["high"]], [y, y], color=viz.COLOURS[j], linewidth=2
@@ -301,8 +311,8 @@ dots(groups)
 # %% tags=["remove-cell"]
 
 
-def interval(values):
-    b = bootstrap(values)
+def interval(values, measure):
+    b = estimate(values[measure], measure)
     return f"{b['mean']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
 
 
@@ -310,10 +320,8 @@ short = dict(
     zip(("trained", "held", "drawn", "coded"), groups.values(), strict=True)
 )
 for key, values in short.items():
-    glue(f"zero_{key}_right", interval(values["defect right"]), display=False)
-    glue(f"zero_{key}_seen", interval(values["some defect"]), display=False)
-    glue(f"zero_{key}_product", interval(values["product right"]), display=False)
-    glue(f"zero_{key}_iou", interval(values["mask IoU"]), display=False)
+    glue(f"zero_{key}_right", interval(values, "defect right"), display=False)
+    glue(f"zero_{key}_seen", interval(values, "some defect"), display=False)
 glue("zero_trained_count", len(short["trained"]["mask IoU"]), display=False)
 glue("zero_held_count", len(short["held"]["mask IoU"]), display=False)
 
@@ -329,12 +337,15 @@ glue(
     else "none of the three: all are as high on held-out pairs",
     display=False,
 )
-a, b = (bootstrap(short[key]["defect right"]) for key in ("trained", "held"))
+a, b = (
+    estimate(short[key]["defect right"], "defect right")
+    for key in ("trained", "held")
+)
 glue(
     "zero_verdict",
     "the kind of the defect does not transfer as well as it was learned"
     if b["high"] < a["low"]
-    else "the kind of the defect transfers no worse than it was learned, as far as so few pictures can tell",
+    else "so few pictures do not show that the kind of the defect transfers worse than it was learned",
     display=False,
 )
 
@@ -387,7 +398,7 @@ Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 # what would be right. A row that is all in one wrong column says that the model draws something definite, only not
 # this; a spread row says that it draws nothing definite.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Pairs asked for (rows) by defects that the judge names (columns)"}} tags=["hide-input"]
 confusion = np.array(
     [
         [
@@ -440,15 +451,15 @@ glue("zero_habit", len(habit), display=False)
 
 # %% [markdown]
 # In {glue:text}`zero_wrong` of {glue:text}`zero_pairs` pairs the commonest answer is a wrong one. In
-# {glue:text}`zero_habit` of those it is a defect that the product *was* trained with: there, it seems, the product's
-# habits won over the transferred direction.
+# {glue:text}`zero_habit` of those it is a defect that the product *was* trained with: there the product may have
+# brought its own defect along, against the transferred direction.
 #
 # ## When it fails
 #
 # For every pair the first three pictures that the judge named wrongly, if there are any, with what it says instead.
 # Without marks, as the judge sees them: look for yourself whether the picture or the judge is mistaken.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Pictures whose defect the judge named wrongly, one row per pair"}} tags=["hide-input"]
 failures = {}
 for pair in HELD_OUT:
     said = judge(zero_shot[pair][0]).defects
@@ -477,7 +488,7 @@ figure
 # held-out pair that prompt was never trained: they extrapolate inside the network, the double-free form adds two
 # known directions outside of it. Same seeds, same scales.
 
-# %%
+# %% mystnb={"image": {"alt": "Four scores of held-out pairs with intervals, one colour per form of guidance"}}
 forms = {GUIDANCE: groups["held-out pairs"]}
 for form in guidance.GUIDANCES:
     if form not in forms:
@@ -488,7 +499,7 @@ dots(forms)
 
 # %% tags=["remove-cell"]
 for form in guidance.GUIDANCES:
-    glue(f"zero_{form}", interval(forms[form]["defect right"]), display=False)
+    glue(f"zero_{form}", interval(forms[form], "defect right"), display=False)
 ours = forms["double_free"]["defect right"]
 words = []
 for form in ("product_aware", "defect_only"):

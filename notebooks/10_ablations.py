@@ -18,7 +18,7 @@
 # [![Open in Colab](../book/figures/open_in_colab.svg)](https://colab.research.google.com/github/defectdiffu/defectdiffu/blob/main/notebooks/10_ablations.ipynb)
 #
 # **The question.** The method has many parts: three groups of blocks, three prompts, a weight on the defect that
-# adapts itself, a dial for the strength. Which of them earn their keep?
+# adapts itself, a dial for the strength. Which of them make it better?
 #
 # **Before you run it, predict.** Take away one thing at a time: the fusion blocks, the adaptive weight, the separate
 # prompts, the several strengths. Which loss hurts most, and would you see it in the *pictures* or only in the numbers?
@@ -68,6 +68,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from myst_nb import glue
+from scipy.stats import binomtest
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, viz
 from defectdiffu.ablations import variants
@@ -93,9 +94,10 @@ for name, changes in variants(PRESETS["tiny"]).items():
     print(f"{name:30}", changes or "")
 
 # %% [markdown]
-# The first row is the model as it is, then come the paper's four, then choices that the paper leaves open or that are
-# made otherwise here. Removing the fusion blocks also makes the model smaller; so there is a second row that gives
-# their number to the other two parts. Two rows change the sampling alone and need no training.
+# The first row is the model as it is. The second changes nothing but the random start, so what it moves is luck. Then
+# come the paper's four, then choices that the paper leaves open or that are made otherwise here. Removing the fusion
+# blocks also makes the model smaller; so there is another row that gives their number to the other two parts. Two rows
+# change the sampling alone and need no training.
 #
 # ## What the paper found
 #
@@ -204,7 +206,7 @@ else:
     print(f"seeds {sorted({run['seed'] for run in record['runs']})},")
     print(f"{record['hardware']}, {record['date']}")
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Change of seven scores with intervals, one line per variant"}} tags=["hide-input"]
 compared = [run for run in record["runs"] if "differences" in run] if record else []
 figure = None
 if compared:
@@ -246,8 +248,9 @@ figure if figure else print("Not run yet: no figure.")
 # %% [markdown]
 # In the figure, where there is a record, orange is worse than the full model, blue better, grey cannot be told from
 # none. Each line is one seed's 95 % interval. It is an interval over *pictures*: it says what would happen with other
-# pictures and the same two trainings. Another random start of the training moves the scores as well, and a single seed
-# cannot tell how far. So a small effect with a short line, seen with one seed, is a hint and no more.
+# pictures and the same two trainings. Another random start of the training moves the scores as well: the row of that
+# name, where it has been run, shows how far. An effect that is not larger than that, seen with one seed, is a hint and
+# no more.
 #
 # ## Beside the paper
 #
@@ -304,7 +307,7 @@ glue("abl_contrary", verdicts.count("the contrary"), display=False)
 # $w_d = 1$; the full method spreads them over several strengths. The pairs are the first defect of every product that
 # the weights know, the seeds are 0, 1, 2, and so on.
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures, one row per pair: left at one strength, right at several"}}
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
 judge = Judge.shipped(picture_size(pipe))
@@ -361,7 +364,7 @@ glue(
 )
 
 # %% [markdown]
-# The left half at one strength, the right half at several, from the same noise. Over {glue:text}`abl_pairs` pairs the
+# The left half at one strength, the right half at several, with the same noise. Over {glue:text}`abl_pairs` pairs the
 # distance at one strength minus that at several is {glue:text}`abl_single`: one strength is
 # {glue:text}`abl_single_verdict`.
 #
@@ -394,20 +397,26 @@ def scores(answers):
     return np.array(rows, float)
 
 
+def share(hits):
+    """A share with Wilson's 95 % interval, which has a width even at 0 and at 1."""
+    low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {"mean": hits.mean(), "low": low, "high": high}
+
+
 values = {form: scores(a) for form, a in answers.items()}
 rows = [
     [
         f"`{form}`",
         *(
             f"{b['mean']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
-            for b in map(bootstrap, v.T)
+            for b in (share(v[:, 0]), share(v[:, 1]), bootstrap(v[:, 2]))
         ),
     ]
     for form, v in values.items()
 ]
 markdown_table(["guidance", "product right", "defect right", "mask IoU"], rows)
 
-# %%
+# %% mystnb={"image": {"alt": "Generated pictures, one row per pair, one column per form of guidance"}}
 viz.grid(
     [[answers[form][p][0].images[0] for form in forms] for p in pairs[:6]],
     [", ".join(p) for p in pairs[:6]],
@@ -427,8 +436,8 @@ told = [
 glue("abl_forms", "; ".join(told).replace("`", ""), display=False)
 
 # %% [markdown]
-# Each picture starts from the same noise in its row. Against `double_free`, paired, the share of defects named right
-# differs by: {glue:text}`abl_forms`.
+# All pictures in a row have the same noise. In the table brackets hold 95 % intervals, Wilson's for the two shares.
+# Against `double_free`, paired, the share of defects named right differs by: {glue:text}`abl_forms`.
 #
 # ## What would break this
 #

@@ -75,6 +75,7 @@ from IPython.display import Markdown
 from IPython.utils.capture import capture_output
 from myst_nb import glue
 from PIL import Image
+from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, viz
 from defectdiffu.autoencoder import decode, encode
@@ -157,10 +158,10 @@ print(
 # ## Two ceilings
 #
 # Before blaming the generator, find out what is possible. Fresh rendered pictures of every pair go to the judge, first
-# as they are, then once through the autoencoder: encoded, decoded, nothing else. No picture that the model makes can be
-# expected to beat the second.
+# as they are, then once through the autoencoder: encoded, decoded, nothing else. The model's pictures come out of the
+# same decoder, so do not expect them to beat the second.
 
-# %%
+# %% mystnb={"image": {"alt": "Drawn pictures above, the same through the autoencoder below"}}
 trained, held_out = known_pairs(pipe)
 shown = trained[::8] if FAST else trained
 fresh = {
@@ -219,7 +220,7 @@ viz.grid(
 # The generator's own scores come from `oracle.json`, which lies beside the weights. It is written by
 # `defectdiffu evaluate oracle`; the first seeds of every pair, none left out.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Product named, defect named and IoU, one line per kind of pictures"}} tags=["hide-input"]
 file = SHIPPED / WEIGHTS / "oracle.json"
 oracle = json.loads(file.read_text()) if file.is_file() else None
 stages = dict(ceilings)
@@ -240,9 +241,21 @@ LABELS = {
 figure, axes = plt.subplots(
     1, 3, figsize=(7, 2.2), sharey=True, layout="constrained"
 )
+
+
+def drawn_interval(score, is_share):
+    """The ends of the bar: Wilson's for a share, which has a width even at 1."""
+    if not is_share:
+        return score
+    count = score["count"]
+    test = binomtest(round(score["mean"] * count), count)
+    low, high = test.proportion_ci(method="wilson")
+    return {"mean": score["mean"], "low": low, "high": high}
+
+
 for axis, (key, label) in zip(axes, LABELS.items(), strict=True):
     for row, stage in enumerate(stages.values()):
-        b = stage[key]
+        b = drawn_interval(stage[key], is_share="acc" in key)
         axis.plot([b["low"], b["high"]], [row, row], color=viz.COLOURS[row])
         axis.plot(b["mean"], row, "o", color=viz.COLOURS[row])
     axis.set(
@@ -279,18 +292,19 @@ glue(
 )
 
 # %% [markdown]
-# Read it from the top: every step down is somebody's fault. Of 100 defects, this many are no longer named right because
-# of: {glue:text}`good_lost` (below 0: a gain). The largest loss is that of {glue:text}`good_most`; losses
-# that are closer than the intervals are wide cannot be put in order. (Points with 95 %
-# intervals over {glue:text}`good_count` rendered and {glue:text}`good_judged` generated pictures. For rendered pictures
-# the IoU is that of the judge's mask and the true one, for generated ones that of the judge's mask and the model's.)
+# Read it from the top: what is lost from one line to the next has its own cause. Of 100 defects, this many are no
+# longer named right because of: {glue:text}`good_lost` (below 0: a gain). The largest loss is that of
+# {glue:text}`good_most`; losses that are closer than the intervals are wide cannot be put in order. (Points with 95 %
+# intervals over {glue:text}`good_count` rendered and {glue:text}`good_judged` generated pictures, Wilson's for the two
+# shares, by bootstrap for the IoU. For rendered pictures the IoU is that of the judge's mask and the true one, for
+# generated ones that of the judge's mask and the model's.)
 #
 # ## Pair by pair
 #
 # A mean hides what matters to you, which is *your* product and *your* defect. Framed pairs were never trained on.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Tables of products by defects: share of defects named, and IoU"}} tags=["hide-input"]
 def heat_map(axis, values, title):
     table = np.full((len(PRODUCTS), len(DEFECTS)), np.nan)
     for name, value in values.items():
@@ -431,7 +445,7 @@ print("mean ratio", interval(ratio), "of", ratio["count"], "pictures")
 # The pictures nearest to a training picture, out of all, are the ones to look at. They are selected, as the worst
 # cases: left the generated picture, right the training picture that it is nearest to.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Generated pictures, each beside the nearest training picture"}} tags=["hide-input"]
 found = sorted(
     (r, pair, i, j)
     for pair, (ratios, places) in nearest.items()
@@ -567,8 +581,9 @@ glue("good_reference", len(reference), display=False)
 #    Name two remedies.
 #
 # ````{dropdown} Answers
-# 1. Only the ratio: it is 0. Product, defect and mask are perfect, the Frechet distance is small, and even the mean
-#    distance within a pair looks healthy. (IC-LPIPS notices too: within each cluster there is nothing but copies.)
+# 1. Only the ratio: it is 0. Product, defect and mask are as right as the judge can tell, the Frechet distance is
+#    small, and even the mean distance within a pair looks healthy. (IC-LPIPS notices too: within each cluster there is
+#    nothing but copies.)
 # 2. The covariances are estimated from the pictures, and with few pictures their error adds to the distance. Equal
 #    counts make the two errors alike.
 # 3. Train the autoencoder longer or give it more channels, so that the detail survives; or weigh edges and colours more

@@ -93,7 +93,7 @@ viz.use_style()
 # another texture into a sound picture where a random cloud is dense, as DRAEM does. They cost nothing, so a generative
 # model has to beat them.
 
-# %%
+# %% mystnb={"image": {"alt": "Pictures with masks: rows of real, copy-paste, Perlin noise and generated ones"}}
 PRODUCT, DEFECT = "leather", "cut"
 drawn = [render(PRODUCT, DEFECT, 0.7, seed, 64) for seed in range(4)]
 sound = [render(PRODUCT, "good", 0, seed, 64) for seed in range(4, 8)]
@@ -136,8 +136,8 @@ viz.grid(
 #
 # `defectdiffu evaluate downstream` trains a U-Net, which marks the defect, and a ResNet-50, which tells defective from
 # good, on each of the four sets. Everything but the set is the same: number of steps, batch size, start of the
-# network, order of mirroring. Each batch is half real and half synthetic, and defects are drawn as often as sound
-# pictures *in every set*. Without that, a set could win by its share of defects alone. The line that does it:
+# network, order of mirroring. Each batch is half real and half synthetic; in each half defects are drawn as often as
+# sound pictures, where it has any. The line that does it:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -168,7 +168,7 @@ print(inspect.getsource(downstream.verdict))
 # when there is *nothing to learn at all*: a small network gets pictures whose labels are coin tosses, and the
 # test labels are coin tosses as well. The truth is 50 %.
 
-# %%
+# %% mystnb={"image": {"alt": "Test accuracy against the epoch, one line per run, with two means"}}
 FEW, TESTED = 20, 40
 
 
@@ -276,7 +276,8 @@ records = {
     file.stem: json.loads(file.read_text())
     for file in sorted(FOLDER.glob("downstream*.json"))
 }
-COMMANDS = """defectdiffu data render runs/few --size 64 --products leather,wood,hazelnut
+COMMANDS = """\
+defectdiffu data render runs/few --size 64 --products leather,wood,hazelnut
 defectdiffu data render runs/test --size 64 --products leather,wood,hazelnut --per-pair 40 --seed 2
 defectdiffu generate --weights tiny --product leather --defect cut --num 20 --out runs/generated   # and so on
 defectdiffu evaluate downstream --generated runs/generated --real runs/few --test runs/test \\
@@ -321,19 +322,50 @@ head = [
     "mean over seeds",
     "generated minus this",
 ]
-table = [head, ["---"] * len(head), *lines]
-Markdown(
-    "\n".join("| " + " | ".join(line) + " |" for line in table)
-    if lines
-    else "*Not run yet: no table.*"
-)
+
+
+def markdown_table(head, lines):
+    table = [head, ["---"] * len(head), *lines]
+    return Markdown(
+        "\n".join("| " + " | ".join(line) + " |" for line in table)
+        if lines
+        else "*Not run yet: no table.*"
+    )
+
+
+markdown_table(head, lines)
+
+# %% [markdown]
+# The scores of the whole test set, as the paper has them: for the U-Net over all pixels of all pictures together, for
+# the ResNet-50 over all pictures. Each is the mean over the seeds, in brackets the least and the most.
 
 # %% tags=["hide-input"]
+NAMES = {"iou": "IoU", "f1": "F1", "ap": "AP", "auroc": "AUROC"}
+NAMES |= {"accuracy": "accuracy"}
+
+
+def over_seeds(run, score):
+    b = run["over_all"].get(score)
+    if b is None:
+        return ""
+    return f"{b['mean']:.3f} ({min(b['seeds']):.3f} to {max(b['seeds']):.3f})"
+
+
+markdown_table(
+    ["record", "detector, trained on", *NAMES.values()],
+    [
+        [name, run["name"], *(over_seeds(run, score) for score in NAMES)]
+        for name, record in records.items()
+        for run in record["runs"]
+    ],
+)
+
+# %% mystnb={"image": {"alt": "Scores, generated minus each other training set, with intervals"}} tags=["hide-input"]
 figure = None
 if lines:
     gaps = [
-        (f"{run['name']}", score, d)
-        for record in records.values()
+        (f"{name}: {run['name']}", score, d)
+        for name, record in records.items()
         for run in record["runs"]
         for score, d in run.get("differences", {}).items()
     ]
@@ -374,14 +406,20 @@ if not records:
 # %% [markdown]
 # In the figure, where there are records, blue lies above zero (the generated pairs are better than that set), orange
 # below, grey cannot be told from none. The first row of each detector, *real*, is the question "does it help?"; the
-# others are "does it help more than what costs nothing?".
+# others are "does it help more than what costs nothing?". The record `downstream` is of rendered products,
+# `downstream_real` of photographs: bottles and pills of MVTec AD {cite}`bergmann2019mvtec` and magnetic tiles
+# {cite}`huang2020magnetic`, five of each kind of defect to train the generator and the detectors on, the rest to test
+# on.
 #
 # ## What would break this
 #
 # - **A test set that the generator has seen.** Here test pictures are other specimens. With real data the split comes
 #   first, and the generator is trained on the training half alone.
 # - **A detector that is already good.** Where ten pictures are enough, nothing can help. Where the detector has learned
-#   nothing yet, anything that looks like a defect helps. Say how many real pictures there were.
+#   nothing yet, anything that looks like a defect may help. Say how many real pictures there were.
+# - **More defects in the batch.** Synthetic pictures all have a defect, so beside them three quarters of a batch do,
+#   without them one half. A ResNet that learned from more defects suspects more sound pictures. This weighs alike on
+#   the three synthetic sets, so compare those with each other; the step down from *real* may hold some of it.
 # - **Masks that are wrong.** Generated pairs with poor masks can lower the IoU and still raise the ResNet's accuracy,
 #   since that one never sees a mask. So both are asked.
 #

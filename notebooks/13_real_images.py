@@ -20,8 +20,8 @@
 # **The question.** You have a folder of photographs, a few of them with defects and masks. How do you get from there
 # to generated pairs, and how do you know that they are worth anything?
 #
-# **Before you run it, predict.** The shipped weights know twelve drawn products. Show them a product that they have
-# never seen, ten pictures per defect, for a minute or two. What will they learn first: its colour, or its defects?
+# **Before you run it, predict.** The shipped weights know drawn products only. Show them one that they have never seen,
+# a few pictures of each defect, for a short training. What will they learn first: its colour, or its defects?
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -254,7 +254,7 @@ glue("real_made", sum(len(out.masks) for out in outputs.values()), display=False
 # took {glue:text}`real_minutes` minutes on the machine that made this page. First the pictures that were there, then
 # what the adapted weights make of the names, the first seeds, none left out:
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Pictures with masks, two rows per defect: given and generated"}} tags=["hide-input"]
 SIDE = pipe.transformer.config.sample_size * 4
 
 
@@ -285,7 +285,7 @@ viz.grid(rows, labels)
 #
 # ## Is it new, or a copy?
 #
-# With ten pictures, copying is the danger. For every generated picture take the nearest training picture, in the
+# With so few pictures, copying is the danger. For every generated picture take the nearest training picture, in the
 # features of the judge, and divide by how far training pictures are from each other. At 1 it is as far from them as
 # they are from one another; near 0 it is a copy.
 

@@ -73,7 +73,15 @@ from myst_nb import glue
 
 from defectdiffu import PRESETS, DefectDiffuTransformer, PromptEmbedding, viz
 from defectdiffu.benchmark import benchmark
-from defectdiffu.memory import meta_transformer, savings, training_memory
+from defectdiffu.generation import BATCH
+from defectdiffu.memory import (
+    memory_table,
+    meta_parts,
+    meta_transformer,
+    sampling_savings,
+    savings,
+    training_memory,
+)
 from defectdiffu.pipeline import quiet
 from defectdiffu.planning import device_name
 
@@ -210,7 +218,7 @@ print("new, to be learned:", *sorted({name.split(".")[0] for name in info}))
 # and the width. In the code this is `training_memory` in `defectdiffu/memory.py`. The figure is **computed, not
 # measured**; it is good to a factor of about 1.5.
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Memory of one GPU in GB by use, one bar per batch and setting"}} tags=["hide-input"]
 saving = {"gradient_checkpointing": True, "average_on_cpu": True}
 bars, labels = [], []
 for size in batch_sizes:
@@ -267,7 +275,7 @@ glue("scale_biggest_last", biggest_last.replace("_", " "), display=False)
 # At a batch of {glue:text}`scale_batch` the largest part is the {glue:text}`scale_biggest`; at
 # {glue:text}`scale_batch_last` it is the {glue:text}`scale_biggest_last`. Compare with your prediction.
 #
-# Three settings under `training` make it smaller, and none changes what is learned beyond rounding:
+# Three settings under `training` take less memory, and none changes what is learned beyond rounding:
 #
 # - `gradient_checkpointing`: a block keeps its input alone and computes the rest again on the way back. One more
 #   forward pass, a third more time.
@@ -281,6 +289,58 @@ glue("scale_biggest_last", biggest_last.replace("_", " "), display=False)
 # %%
 for setting, gb in savings(PRESETS["paper"], "bf16").items():
     print(f"{setting:30} saves {gb:6.1f} GB")
+
+# %% [markdown]
+# Sampling needs less: the weights alone, and the activations of one block, or of the decoder's last layers, at a time.
+# It has means of its own, all of them diffusers', each also an option of `defectdiffu generate`:
+#
+# - `pipe(..., batch_size=1)`, `--batch-size 1`: one pair at a time, in all its branches.
+# - `DefectDiffuPipeline.from_pretrained(name, dtype=torch.float16)`, `--half`: two bytes a number.
+# - `pipe.enable_model_cpu_offload()`, `--offload`: only the part that computes is on the GPU. Text encoder, transformer
+#   and autoencoder take turns, once a batch.
+# - `pipe.vae.enable_tiling()`, `--tiling`: a picture larger than a tile is decoded tile by tile. Tiles overlap and are
+#   blended, so the picture is almost the same. The pictures of `tiny` and `book` are smaller than a tile.
+#
+# When the memory runs out, the error again names what each would save by itself; here for `paper`, and as many pairs as
+# `generate` samples together:
+
+# %%
+for mode, gb in sampling_savings(meta_parts(PRESETS["paper"]), BATCH).items():
+    print(f"{mode:40} saves {gb:6.1f} GB")
+
+# %% [markdown]
+# The table puts training and sampling side by side. It too is **computed, not measured**: training in `bf16`, sampling
+# in full precision with `double_free` guidance; "saving" is with everything above switched on, so one picture is
+# computed at a time.
+
+# %% tags=["hide-input"]
+rows = [
+    [
+        f"`{row['preset']}`",
+        row["image_size"],
+        row["batch_size"],
+        *(
+            f"{row[key]:.2f}"
+            for key in ("gb", "gb_saving", "sampling_gb", "sampling_gb_saving")
+        ),
+    ]
+    for name, image_sizes in {
+        "tiny": [64],
+        "book": [256],
+        "paper": [256, 512],
+    }.items()
+    for row in memory_table([PRESETS[name]], image_sizes, batch_sizes)
+]
+header = [
+    "GB, computed",
+    "pixels",
+    "batch",
+    "training",
+    "saving",
+    "sampling",
+    "saving",
+]
+table(header, rows)
 
 # %% [markdown]
 # ## Time
@@ -338,7 +398,8 @@ table(["pixels", "TFLOP per forward pass", *PEAK], rows)
 # ## What the cache saves
 #
 # The autoencoder of Stable Diffusion costs more per picture than a step of a small transformer, so it is run once:
-# every picture in several augmented versions becomes a latent on the disk.
+# every picture in several augmented versions becomes a latent on the disk. Several processes share that work batch by
+# batch, and what a killed run has encoded is not encoded again.
 
 # %%
 preset = PRESETS["paper"]
@@ -398,7 +459,8 @@ glue("scale_sample", f"{measured['sampling_speedup']:.1f}", display=False)
 #
 # The paper's model is the same class with larger numbers, and begins from a DiT, whose output it reproduces before it
 # has learned any text. Its memory is 22 bytes per parameter and then the activations, which three settings bring down
-# to what a Colab GPU has. Times on a GPU are computed here, and measured by one command on yours.
+# to what a Colab GPU has; sampling takes less, and four options make it small. Times on a GPU are computed here, and
+# measured by one command on yours.
 #
 # ## Exercises
 #

@@ -298,12 +298,15 @@ def ablations_command():
     record = read_record("ablations")
     held = record["held_fixed"] if record else {}
     seeds = sorted({run["seed"] for run in runs(record)}) or [0]
+    names = dict.fromkeys(run["name"] for run in runs(record)[1:])
+    some = f"  --variants '{','.join(names)}' \\\n" if names else ""
     return (
         "defectdiffu data render runs/data --size 64\n"
         "defectdiffu data render runs/val --size 64 --per-pair 2 --seed 1\n"
         "defectdiffu evaluate ablations --data runs/data --val runs/val \\\n"
         f"  --preset {held.get('preset', 'tiny')} --steps {held.get('steps', 1000)} "
         f"--seeds {numbers(seeds)} --num {held.get('judged_pictures_per_pair', 2)} \\\n"
+        f"{some}"
         f"  --out runs/ablations --json {RECORDS}/ablations.json"
     )
 
@@ -318,21 +321,40 @@ def choices_command():
 
 
 PAIRS_COMMANDS = f"""\
-defectdiffu data render runs/data --size 64
+defectdiffu data render runs/few --size 64 --products leather,wood,hazelnut
 defectdiffu generate --weights {WEIGHTS} --product leather --defect cut \\
-  --num 20 --out runs/pairs    # and so on, pair by pair"""
+  --num 20 --out runs/pairs    # and so on, every pair in runs/few"""
 
 
 def downstream_command():
     held = (read_record("downstream") or {"held_fixed": {}})["held_fixed"]
     return (
         f"{PAIRS_COMMANDS}\n"
-        "defectdiffu data render runs/test --size 64 --per-pair 40 --seed 2\n"
+        "defectdiffu data render runs/test --size 64 --per-pair 40 --seed 2 \\\n"
+        "  --products leather,wood,hazelnut\n"
         "defectdiffu evaluate downstream --generated runs/pairs \\\n"
-        f"  --real runs/data --test runs/test --steps {held.get('steps', 400)} "
+        f"  --real runs/few --test runs/test --steps {held.get('steps', 400)} "
         f"--seeds {numbers(held.get('seeds', [0, 1, 2]))} \\\n"
         "  --json runs/downstream.json \\\n"
         f"  --record {RECORDS}/downstream.json"
+    )
+
+
+def downstream_real_command():
+    held = (read_record("downstream_real") or {"held_fixed": {}})["held_fixed"]
+    return (
+        "# PHOTOGRAPHS: bottle and pill of MVTec AD, and magnetic_tile\n"
+        "defectdiffu data split PHOTOGRAPHS runs/real-few runs/real-rest \\\n"
+        "  --per-defect 5 --good 50\n"
+        "defectdiffu train --preset tiny --data runs/real-few --steps 800 \\\n"
+        "  --out runs/real\n"
+        "defectdiffu generate --weights runs/real --product pill \\\n"
+        "  --defect crack --num 10 --out runs/real-pairs    # and so on\n"
+        "defectdiffu evaluate downstream --generated runs/real-pairs \\\n"
+        f"  --real runs/real-few --test runs/real-rest --steps {held.get('steps', 400)} "
+        f"--seeds {numbers(held.get('seeds', [0, 1, 2]))} \\\n"
+        "  --detectors unet --json runs/downstream_real.json \\\n"
+        f"  --record {RECORDS}/downstream_real.json"
     )
 
 
@@ -340,7 +362,7 @@ def all_command():
     asked = (read_record("all") or {"asked": {}})["asked"]
     return (
         f"{PAIRS_COMMANDS}\n"
-        "defectdiffu evaluate all --generated runs/pairs --real runs/data \\\n"
+        "defectdiffu evaluate all --generated runs/pairs --real runs/few \\\n"
         f"  --weights {WEIGHTS} --num {asked.get('num', 2)} --json {RECORDS}/all.json"
     )
 
@@ -364,6 +386,7 @@ COMMANDS |= {
     "ablations": ablations_command(),
     "how to sample": choices_command(),
     "does it help a detector": downstream_command(),
+    "does it help a detector, photographs": downstream_real_command(),
     "fidelity, diversity, memorisation and the oracle": all_command(),
 }
 print("\n\n".join(f"# {what}\n{text}" for what, text in COMMANDS.items()))
@@ -498,7 +521,7 @@ def of_record(name):
     return [listed(made_with), counts, where(record)]
 
 
-names = ["ablations", "choices", "downstream", "all"]
+names = ["ablations", "choices", "downstream", "downstream_real", "all"]
 names += sorted({file.stem for file in FOLDER.glob("*.json")} - set(names))
 rows = [
     *(
@@ -524,8 +547,9 @@ glue("rep_missing", len(missing), display=False)
 #
 # ## How equal is "the same"?
 #
-# A picture depends on its seed, not on its neighbours in the batch. On one machine the same call gives the same
-# bytes. In a batch of another size the processor may add in another order, and the last digits may differ:
+# A picture depends on its seed, not on its neighbours in the batch: the noise that sampling starts from and the noise
+# that the sampler adds in its steps both come from it. On one machine the same call gives the same bytes. In a batch of
+# another size the processor may add in another order, and the last digits may differ:
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -32,7 +32,8 @@ def test_every_notebook_has_a_twin_and_every_page_its_place():
 
 def test_twins_are_in_step(path):
     def cells(file):
-        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in jupytext.read(file).cells]
+        read = jupytext.read(file).cells
+        return [(c.cell_type, c.source, c.metadata.get("tags", []), c.metadata.get("mystnb")) for c in read]
 
     assert cells(path) == cells(path.with_suffix(".py")), f"run: jupytext --sync {path.relative_to(ROOT)}"
 

@@ -1,8 +1,10 @@
 """The built book: every page of the contents is there, every link inside it leads somewhere, nothing is loaded from a
-server. DEFECTDIFFU_HTML names the folder, as `make test` does; without it these checks are skipped.
+server, every image has words for those who do not see it. DEFECTDIFFU_HTML names the folder, as `make test` does;
+without it these checks are skipped.
 """
 
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,14 +18,16 @@ pytestmark = pytest.mark.skipif("DEFECTDIFFU_HTML" not in os.environ, reason="DE
 
 
 class Page(HTMLParser):
-    """Addresses in a page, (tag, address), and the names of its places that an address can end in."""
+    """What a page has: (tag, address) of its links and files, places that an address can end in, alts of its images."""
 
     def __init__(self, text):
         super().__init__()
-        self.addresses, self.places = [], {""}
+        self.addresses, self.places, self.alts = [], {""}, []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.alts.append(dict(attributes).get("alt") or "")
         self.addresses += [(tag, value) for name, value in attributes if name in ("href", "src") and value]
         self.places |= {value for name, value in attributes if name in ("id", "name") and value}
 
@@ -61,3 +65,14 @@ def test_nothing_is_loaded_from_a_server(pages):
         if tag != "a" and (urlsplit(address).netloc or urlsplit(address).scheme in ("http", "https"))
     ]
     assert not loaded
+
+
+def test_every_image_is_told_in_words(pages):
+    """A figure that a cell shows gets them from the cell's metadata, `mystnb={"image": {"alt": "..."}}` in the twin."""
+    wordless = [
+        f"{path.relative_to(HTML)}: {alt or 'an image without alt'}"
+        for path, page in pages.items()
+        for alt in page.alts
+        if not alt.strip() or re.search(r"\.(jpe?g|png|webp|gif|svg)$", alt.strip(), re.IGNORECASE)
+    ]
+    assert not wordless
