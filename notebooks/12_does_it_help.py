@@ -152,8 +152,11 @@ print([f"{p:.3f}" for p in downstream.balanced(flawed)])
 # $\Delta_{is}$ be the IoU of the detector trained with generated pairs minus that of the other. Then
 #
 # $$
-# \text{it helps} \iff \text{the 95 \% interval of } \overline{\Delta}_{i} \text{ over pictures lies above } 0
-# \;\text{ and }\; \overline{\Delta}_{s} > 0 \text{ for every seed}
+# \begin{aligned}
+# \text{it helps} \iff &\text{the 95 per cent interval of } \overline{\Delta}_{i}
+# \text{ over pictures lies above } 0 \\
+# &\text{and } \overline{\Delta}_{s} > 0 \text{ for every seed}
+# \end{aligned}
 # $$
 #
 # Otherwise it harms, by the same rule reversed, or one cannot tell.
