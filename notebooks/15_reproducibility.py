@@ -323,7 +323,7 @@ def choices_command():
 PAIRS_COMMANDS = f"""\
 defectdiffu data render runs/few --size 64 --products leather,wood,hazelnut
 defectdiffu generate --weights {WEIGHTS} --product leather --defect cut \\
-  --num 20 --out runs/pairs    # and so on, every pair in runs/few"""
+  --num 20 --out runs/generated    # and so on, every pair in runs/few"""
 
 
 def downstream_command():
@@ -332,7 +332,7 @@ def downstream_command():
         f"{PAIRS_COMMANDS}\n"
         "defectdiffu data render runs/test --size 64 --per-pair 40 --seed 2 \\\n"
         "  --products leather,wood,hazelnut\n"
-        "defectdiffu evaluate downstream --generated runs/pairs \\\n"
+        "defectdiffu evaluate downstream --generated runs/generated \\\n"
         f"  --real runs/few --test runs/test --steps {held.get('steps', 400)} "
         f"--seeds {numbers(held.get('seeds', [0, 1, 2]))} \\\n"
         "  --json runs/downstream.json \\\n"
@@ -349,8 +349,8 @@ def downstream_real_command():
         "defectdiffu train --preset tiny --data runs/real-few --steps 800 \\\n"
         "  --out runs/real\n"
         "defectdiffu generate --weights runs/real --product pill \\\n"
-        "  --defect crack --num 10 --out runs/real-pairs    # and so on\n"
-        "defectdiffu evaluate downstream --generated runs/real-pairs \\\n"
+        "  --defect crack --num 10 --out runs/real-generated    # and so on\n"
+        "defectdiffu evaluate downstream --generated runs/real-generated \\\n"
         f"  --real runs/real-few --test runs/real-rest --steps {held.get('steps', 400)} "
         f"--seeds {numbers(held.get('seeds', [0, 1, 2]))} \\\n"
         "  --detectors unet --json runs/downstream_real.json \\\n"
@@ -362,7 +362,7 @@ def all_command():
     asked = (read_record("all") or {"asked": {}})["asked"]
     return (
         f"{PAIRS_COMMANDS}\n"
-        "defectdiffu evaluate all --generated runs/pairs --real runs/few \\\n"
+        "defectdiffu evaluate all --generated runs/generated --real runs/few \\\n"
         f"  --weights {WEIGHTS} --num {asked.get('num', 2)} --json {RECORDS}/all.json"
     )
 

@@ -54,24 +54,28 @@ def write_split(
 ) -> dict[str, int]:
     """Copy a folder in MVTec AD's layout into two new ones, by `split_few`; return how many images each got.
 
-    Raises `InputError` for a bad source, for one of the new folders that is there already, and for a defect with too
-    few images; nothing is written then.
+    Both get their names when all is copied. Raises `InputError` for a bad source, for new folders that are there
+    already or are one and the same, and for a defect with too few images; nothing is written then.
     """
     few, rest = Path(few), Path(rest)
     for folder in (few, rest):
         if folder.exists():
             raise InputError(f"{folder} exists: name a new folder")
+    if few.resolve() == rest.resolve():
+        raise InputError(f"{few} is named for both parts: name two folders")
     parts = dict(zip((few, rest), split_few(read_folder(source), per_defect, good, seed), strict=True))
+    unfinished = {folder: folder.with_name(f".{folder.name}.part") for folder in parts}
     for folder, samples in parts.items():
-        unfinished = folder.with_name(f".{folder.name}.part")
         with writing(folder):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(unfinished[folder], ignore_errors=True)
             for sample in samples:
                 for file in filter(None, (sample.image, sample.mask)):
-                    copy = unfinished / sample.product / Path(*file.parts[-3:])
+                    copy = unfinished[folder] / sample.product / Path(*file.parts[-3:])
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, copy)
-            unfinished.rename(folder)
+    for folder, part in unfinished.items():
+        with writing(folder):
+            part.rename(folder)
     return {str(folder): len(samples) for folder, samples in parts.items()}
 
 

@@ -1,5 +1,7 @@
 """Which images are trained on and which are tested on, as lists and as folders."""
 
+import shutil
+
 import pytest
 from test_folder import image, make_pairs
 
@@ -72,7 +74,29 @@ def test_bad_splits_are_refused_and_nothing_is_written(tmp_path):
     make_pairs(source, "bottle", "broken_large", 3)
     with pytest.raises(InputError, match=r"bottle has 3 images of broken_large: with 3 of them .* none is left"):
         write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=3)
+    with pytest.raises(InputError, match="few is named for both parts: name two folders"):
+        write_split(source, tmp_path / "few", tmp_path / "source" / ".." / "few", per_defect=1)
     (tmp_path / "rest").mkdir()
     with pytest.raises(InputError, match="rest exists: name a new folder"):
         write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rest", "source"]
+
+
+def test_a_full_disk_leaves_no_folder_by_its_name(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    make_pairs(source, "bottle", "broken_large", 3)
+    real, copied = shutil.copyfile, []
+
+    def copyfile(file, copy):
+        copied.append(copy)
+        if "rest" in str(copy):
+            raise OSError("No space left on device")
+        return real(file, copy)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(InputError, match=r"could not write .*rest.*No space left"):
+        write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=1, good=1)
+    assert copied and not (tmp_path / "few").exists() and not (tmp_path / "rest").exists()
+    monkeypatch.undo()
+    write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=1, good=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["few", "rest", "source"]
