@@ -136,16 +136,28 @@ viz.grid(
 #
 # `defectdiffu evaluate downstream` trains a U-Net, which marks the defect, and a ResNet-50, which tells defective from
 # good, on each of the four sets. Everything but the set is the same: number of steps, batch size, start of the
-# network, order of mirroring. Each batch is half real and half synthetic; in each half defects are drawn as often as
-# sound pictures, where it has any. The line that does it:
+# network, order of mirroring. Half of each batch is sound, and real; the other half has defects, and half of those are
+# synthetic where the set has synthetic ones. So every set shows a detector equally many defects. The code that does
+# it:
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(inspect.getsource(downstream.balanced))
+print(inspect.getsource(downstream.shares))
 flawed = np.array([True, False, False, False])
-by_hand = [1 / 2, 1 / 6, 1 / 6, 1 / 6]
-assert np.allclose(downstream.balanced(flawed), by_hand)
-print([f"{p:.3f}" for p in downstream.balanced(flawed)])
+four = Pictures(
+    np.zeros((4, 2, 2, 3), np.uint8),
+    np.broadcast_to(flawed[:, None, None], (4, 2, 2)),
+    np.array(["nut"] * 4),
+)
+two_of_them = Pictures(*(array[[0, 0]] for array in four))
+for extra in (None, two_of_them):
+    counts = [
+        (rows.tolist(), count)
+        for _, rows, count in downstream.shares(four, extra, 16)
+    ]
+    assert counts[0] == ([1, 2, 3], 8)  # sound
+    assert sum(count for _, count in counts[1:]) == 8  # with a defect
+    print(counts)
 
 # %% [markdown]
 # The verdict is a rule that was written down before any result. For test picture $i$ and training seed $s$, let
@@ -414,15 +426,19 @@ if not records:
 # {cite}`huang2020magnetic`, five of each kind of defect to train the generator and the detectors on, the rest to test
 # on.
 #
+# Both records were made before the sound half of a batch was set apart, and with weights that came before the shipped
+# ones: beside synthetic pictures three quarters of a batch had a defect. That weighs alike on the three synthetic sets,
+# so compare those with each other; the step from *real* may hold some of it.
+#
 # ## What would break this
 #
 # - **A test set that the generator has seen.** Here test pictures are other specimens. With real data the split comes
 #   first, and the generator is trained on the training half alone.
 # - **A detector that is already good.** Where ten pictures are enough, nothing can help. Where the detector has learned
 #   nothing yet, anything that looks like a defect may help. Say how many real pictures there were.
-# - **More defects in the batch.** Synthetic pictures all have a defect, so beside them three quarters of a batch do,
-#   without them one half. A ResNet that learned from more defects suspects more sound pictures. This weighs alike on
-#   the three synthetic sets, so compare those with each other; the step down from *real* may hold some of it.
+# - **More defects in the batch.** Synthetic pictures all have a defect. Drawn half and half with the real ones, three
+#   quarters of a batch would have one, without them one half, and a ResNet that learned from more defects suspects more
+#   sound pictures. So the sound half of a batch is set apart first.
 # - **Masks that are wrong.** Generated pairs with poor masks can lower the IoU and still raise the ResNet's accuracy,
 #   since that one never sees a mask. So both are asked.
 #
@@ -436,13 +452,13 @@ if not records:
 #
 # 1. In trap one, evaluate only every tenth epoch. What happens to the best epoch's mean?
 # 2. Double `TESTED`. Does the gap between best and last grow or shrink, and why?
-# 3. Why is each batch half real and half synthetic, instead of mixing all pictures in one bag?
+# 3. Why are half of a batch's defects real and half synthetic, instead of drawing from all defects in one bag?
 #
 # ````{dropdown} Answers
 # 1. It falls: fewer looks, fewer chances to be lucky. It stays above the last epoch's as long as there is more than one
 #    look.
 # 2. It shrinks. The accuracy over more pictures fluctuates less, about with the square root of their number, and the
 #    best of many looks is only as far up as the fluctuations reach.
-# 3. Twice as many synthetic pictures would otherwise make two thirds of every batch, and the set with more pictures
+# 3. Twice as many synthetic pictures would otherwise make two thirds of the defects, and the set with more pictures
 #    would train on fewer real ones. Half and half keeps the real share the same for all three.
 # ````

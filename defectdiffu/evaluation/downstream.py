@@ -248,7 +248,7 @@ def _training_and_test(real: str | Path, test: str | Path) -> tuple[list[Sample]
 def train(
     detector: Detector, real: Pictures, extra: Pictures | None, steps: int, seed: int, label: str, batch_size: int = 16
 ) -> nn.Module:
-    """A detector after `steps` batches, of real pictures alone or half and half with `extra`. Mirrored at random."""
+    """A detector after `steps` batches that are drawn as `shares` says. Mirrored at random."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -256,13 +256,11 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
-    sources = [real] if extra is None else [real, extra]
-    # Defects as often as sound pictures in every source that has both. Synthetic sets have defects alone, all three.
-    probabilities = [balanced(source.masks.any((1, 2))) for source in sources]
+    drawn_from = shares(real, extra, batch_size)
     for _ in tqdm(range(steps), label, disable=None):
-        drawn = [rng.choice(len(p), batch_size // len(sources), p=p) for p in probabilities]
-        images = np.concatenate([s.images[i] for s, i in zip(sources, drawn, strict=True)])
-        target = np.concatenate([s.masks[i] for s, i in zip(sources, drawn, strict=True)])
+        drawn = [(source, rng.choice(rows, count)) for source, rows, count in drawn_from]
+        images = np.concatenate([source.images[i] for source, i in drawn])
+        target = np.concatenate([source.masks[i] for source, i in drawn])
         flips = tuple(axis for axis in (1, 2) if rng.random() < 0.5)
         images, target = np.flip(images, flips).copy(), np.flip(target, flips).copy()
         with torch.autocast(device, torch.bfloat16):
@@ -276,10 +274,19 @@ def train(
     return network.eval()
 
 
-def balanced(flawed: np.ndarray) -> np.ndarray:
-    """Probabilities (N,) by which flawed (N,) and other pictures are drawn equally often, where there are both."""
-    shares = np.where(flawed, 1 / max(flawed.sum(), 1), 1 / max((~flawed).sum(), 1))
-    return shares / shares.sum()
+def shares(real: Pictures, extra: Pictures | None, batch_size: int) -> list[tuple[Pictures, np.ndarray, int]]:
+    """Where a batch comes from: (pictures, rows to draw from, how many).
+
+    Half of it is sound and real, where there are sound pictures; the other half has defects, real ones or, with
+    `extra`, half of them its own. So every set shows equally many defects.
+    """
+    flawed = real.masks.any((1, 2))
+    sound = 0 if flawed.all() else batch_size // 2
+    ours = 0 if extra is None else (batch_size - sound) // 2
+    parts = [(real, ~flawed, sound), (real, flawed, batch_size - sound - ours)]
+    if extra is not None:
+        parts.append((extra, extra.masks.any((1, 2)), ours))
+    return [(source, np.flatnonzero(chosen), count) for source, chosen, count in parts if count]
 
 
 @torch.inference_mode()

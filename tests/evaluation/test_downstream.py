@@ -6,7 +6,7 @@ from PIL import Image
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation import downstream
-from defectdiffu.evaluation.downstream import balanced, verdict
+from defectdiffu.evaluation.downstream import shares, verdict
 from defectdiffu.evaluation.synthesis import Pictures, copy_paste, perlin, synthesise
 
 COUNTS = {("nut", "dent"): 3, ("nut", "good"): 2}
@@ -74,9 +74,17 @@ def test_a_few_steps_of_everything_once(write_folder, tmp_path, monkeypatch):
     assert over_all["ap"] == unet["scores"]["real"]["ap"]
 
 
-def test_defects_are_drawn_as_often_as_sound_pictures():
-    assert balanced(np.array([True, False, False])).tolist() == [0.5, 0.25, 0.25]
-    assert balanced(np.array([True, True])).tolist() == [0.5, 0.5]
+def test_every_set_shows_as_many_defects():
+    masks = np.zeros((5, 4, 4), np.uint8)
+    masks[:2, 0, 0] = 255
+    real = Pictures(np.zeros((5, 4, 4, 3), np.uint8), masks, np.array(["nut"] * 5))
+    extra = Pictures(*(array[:2] for array in real))
+    for synthetic in (None, extra):
+        parts = [(source, rows.tolist(), count) for source, rows, count in shares(real, synthetic, 16)]
+        assert parts[0] == (real, [2, 3, 4], 8)  # sound ones, all of them real
+        assert sum(count for source, rows, count in parts if source.masks[rows].any((1, 2)).all()) == 8
+    assert [(source is extra, count) for source, _, count in parts[1:]] == [(False, 4), (True, 4)]
+    assert [count for *_, count in shares(extra, extra, 16)] == [8, 8]  # no sound picture to be had
 
 
 def difference(mean, low, high, *seeds):
