@@ -129,12 +129,17 @@ pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
 size = picture_size(pipe)
 judge = Judge.shipped(size)
+print(f"{'':18}rendered  degraded")
 for name, value in judge.card["scores"].items():
-    print(f"{name:18}{value:.3f}")
+    print(f"{name:18}{value:8.3f}{judge.card['scores_degraded'][name]:10.3f}")
 
 # %% [markdown]
 # `false_alarms` is the share of sound pictures that it finds a defect in, `defects_seen` the share of defective ones
-# that it finds any defect in, `mask_iou` how well its mask meets the true one:
+# that it finds any defect in. The second column is of the same pictures a little soft, grainy and compressed
+# (`degrade` in `defectdiffu/evaluation/judge_training.py`): a generated picture differs from a rendered one in such
+# ways, too, and a judge that has never seen them takes the faintest blur for a scratch. So half of its training
+# pictures were degraded. Some were shown without their defect as well, for two pictures that differ in nothing else
+# teach what a defect is. `mask_iou` is how well its mask meets the true one:
 #
 # $$
 # \mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}

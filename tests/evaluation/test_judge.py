@@ -7,7 +7,7 @@ import torch
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation import judge_training
 from defectdiffu.evaluation.judge import KINDS, NAMES, SHIPPED, Judge, JudgeNetwork
-from defectdiffu.evaluation.judge_training import TESTED, TESTING_SEEDS, draw, fit, score, train_judge
+from defectdiffu.evaluation.judge_training import TESTED, TESTING_SEEDS, degrade, draw, fit, score, train_judge
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,26 @@ def test_drawing_is_deterministic_and_varied(drawn):
     assert len(set(drawn.products)) > 3
     assert len(set(drawn.defects)) > 3
     assert (drawn.masks.any((1, 2)) == (drawn.defects > 0)).all()
+    assert ((drawn.images != drawn.normals).any((1, 2, 3)) == (drawn.defects > 0)).all()
+
+
+def test_a_degraded_picture_is_another_but_much_the_same(drawn):
+    rng = np.random.default_rng(0)
+    degraded = np.stack([degrade(image, rng) for image in drawn.images])
+    assert degraded.dtype == np.uint8 and degraded.shape == drawn.images.shape
+    again = degrade(drawn.images[0], np.random.default_rng(0))
+    assert (again == degraded[0]).all()
+    error = np.abs(degraded.astype(float) - drawn.images).mean((1, 2, 3))
+    assert (error > 0.5).all() and (error < 25).all()  # of 255
+
+
+def test_a_picture_may_be_shown_without_its_defect(drawn, monkeypatch):
+    """Where every one is, nothing is left to be told apart: the judge learns to call all of them good."""
+    monkeypatch.setattr(judge_training, "COUNTERFACTUAL_SHARE", 1.0)
+    torch.manual_seed(0)
+    network = JudgeNetwork(32)
+    fit(network, drawn, epochs=20, seed=0, batch_size=6)
+    assert set(Judge(network, {"size": 32})(drawn.normals).defects) == {"good"}
 
 
 def test_a_few_steps_lower_the_loss_the_same_way_each_time(drawn):
