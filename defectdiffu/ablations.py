@@ -93,6 +93,7 @@ def run(
     watched = Pictures.load(read_folder(val), preset.image_size)
     fixed = {
         "preset": preset.name,
+        "attention_over": preset.model.attention_over,
         "autoencoder": autoencoder,
         "steps": steps,
         "batch_size": preset.training.batch_size,

@@ -108,6 +108,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder; the same command again resumes.")],
     val: Annotated[Path | None, typer.Option(help="A folder to watch the losses on, never trained on.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The autoencoder gets at most twice as many.")] = None,
+    without: Annotated[str | None, typer.Option(help="Pairs to hold out: magnetic_tile/crack,pill/scratch.")] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Do not begin from the preset's shipped weights.")
     ] = False,
@@ -120,6 +121,8 @@ def train(
     settings = load_preset(preset)
     if from_scratch:
         settings = settings.replace(start_from=None)
+    if without is not None:
+        settings = settings.replace(training={"hold_out": without})
     if steps is not None:
         settings = settings.replace(
             training={"steps": steps}, autoencoder={"steps": min(settings.autoencoder.steps, 2 * steps)}
@@ -237,6 +240,27 @@ def downstream(
         write_record(result, record)
     for name, found in result["detectors"].items():
         print(f"{name}: {found['verdict']}")
+
+
+@evaluate_app.command()
+def transfer(
+    weights: Annotated[list[str], typer.Option(help="Trained with or --without the pairs; may be given again.")],
+    real: Annotated[list[Path], typer.Option(help="Real pictures, of the pairs as well; may be given again.")],
+    pairs: Annotated[str, typer.Option(help="magnetic_tile/crack,pill/scratch")],
+    num: Annotated[int, typer.Option(min=1, help="Pictures per pair.")] = 50,
+    sheet: Annotated[Path | None, typer.Option(help="Some of the pictures with their masks, WebP.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the record that the book reads, too.")] = None,
+    file: Json = None,
+) -> None:
+    """Pairs that training never saw, on photographs: are the masks where a U-Net that knows the real ones puts them?"""
+    from defectdiffu.data.splitting import parse_pairs
+    from defectdiffu.evaluation import evaluate
+    from defectdiffu.evaluation.transfer import record as write_record
+
+    result = evaluate("transfer", file, weights=weights, real=real, pairs=parse_pairs(pairs), num=num, sheet=sheet)
+    if record is not None:
+        write_record(result, record)
+    print(json.dumps(result, indent=2))
 
 
 @evaluate_app.command("all")

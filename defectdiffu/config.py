@@ -73,6 +73,7 @@ class TrainingConfig:
     p1: float = 0.2  # Algorithm 1: probability of the null product
     p2: float = 0.2  # Algorithm 1: probability that a defect is called good
     variants: int = 8  # augmented versions of each picture in the latent cache
+    hold_out: str | None = None  # pairs never trained on, such as "magnetic_tile/crack,pill/scratch"
     half_split: bool = False  # train on half of each defect type, the paper's protocol on MVTec AD
     seed: int = 0
     checkpoint_every: int = 1000
@@ -158,8 +159,8 @@ PRESETS = {
         image_size=64,
         start_from="tiny",
         autoencoder=AutoencoderConfig(latent_channels=8, steps=6000),
-        model=ModelConfig(attention_over="positions"),  # as in its shipped weights
-        sampling=SamplingConfig(w_p=2.0, w_d=2.0),
+        training=TrainingConfig(steps=8000),
+        sampling=SamplingConfig(w_p=2.0, w_d=1.5),
     ),
     # 256 px, about 20 minutes on one data-centre GPU.
     "book": Preset(

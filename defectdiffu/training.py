@@ -20,7 +20,7 @@ from defectdiffu.building import TRAIN_STEPS, build_pipeline, export, load_autoe
 from defectdiffu.checkpoints import write_atomically, writing
 from defectdiffu.config import Preset
 from defectdiffu.data.folder import read_folder
-from defectdiffu.data.splitting import split
+from defectdiffu.data.splitting import hold_out, parse_pairs, split
 from defectdiffu.errors import InputError
 from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
@@ -153,8 +153,11 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list:
-    """The samples of `data` to train on. Raises `InputError` where they are fewer than a batch."""
+    """The samples of `data` to train on. Raises `InputError` for a pair to hold out that is not there, and where they
+    are fewer than a batch."""
     samples = read_folder(*data)
+    if preset.training.hold_out is not None:
+        samples = hold_out(samples, parse_pairs(preset.training.hold_out))
     if preset.training.half_split:
         samples, _ = split(samples, preset.training.seed)
     if len(samples) * preset.training.variants < preset.training.batch_size:

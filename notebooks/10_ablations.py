@@ -205,6 +205,7 @@ else:
     print(f"{held['held_out_pictures']} held-out pictures,")
     print(f"seeds {sorted({run['seed'] for run in record['runs']})},")
     print(f"{record['hardware']}, {record['date']}")
+    print(f"judge: {held.get('judge', 'the shipped one')}")
 
 # %% mystnb={"image": {"alt": "Change of seven scores with intervals, one line per variant"}} tags=["hide-input"]
 compared = [run for run in record["runs"] if "differences" in run] if record else []
@@ -252,6 +253,37 @@ figure if figure else print("Not run yet: no figure.")
 # name, where it has been run, shows how far. An effect that is not larger than that, seen with one seed, is a hint and
 # no more.
 #
+# The full model of that record attends over positions, as the released code does. By its result attention over tokens
+# became the default, and a second record, `ablations_tokens`, begins from there:
+
+# %% tags=["hide-input"]
+second = read_record("ablations_tokens")
+SHOWN = {
+    "noise": "noise error",
+    "product_accuracy": "product",
+    "defect_accuracy": "defect",
+    "mask_iou": "mask IoU",
+    "judged_good": "judged good at w_d = 0",
+}
+
+
+def shown(run, score):
+    if "differences" not in run:
+        return f"{run['scores'][score]['mean']:.3f}"
+    d = run["differences"][score]
+    return f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
+
+
+markdown_table(
+    ["full, then changed minus full", *SHOWN.values()],
+    [
+        [run["name"], *(shown(run, score) for score in SHOWN)]
+        for run in (second["runs"] if second else [])
+    ]
+    or [["not run yet", *[""] * len(SHOWN)]],
+)
+
+# %% [markdown]
 # ## Beside the paper
 #
 # The paper's claims in our terms, fixed before any of this was run: *quality* is whether the judge names the defect

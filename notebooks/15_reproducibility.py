@@ -294,20 +294,26 @@ def judge_command(size):
     )
 
 
-def ablations_command():
-    record = read_record("ablations")
+def ablations_command(name):
+    record = read_record(name)
     held = record["held_fixed"] if record else {}
     seeds = sorted({run["seed"] for run in runs(record)}) or [0]
     names = dict.fromkeys(run["name"] for run in runs(record)[1:])
     some = f"  --variants '{','.join(names)}' \\\n" if names else ""
+    preset = {
+        "base": held.get("preset", "tiny"),
+        "model": {"attention_over": held.get("attention_over", "tokens")},
+        "sampling": held.get("sampling", {}),
+    }
     return (
         "defectdiffu data render runs/data --size 64\n"
         "defectdiffu data render runs/val --size 64 --per-pair 2 --seed 1\n"
+        f"echo '{json.dumps(preset)}' > runs/{name}-preset.json\n"
         "defectdiffu evaluate ablations --data runs/data --val runs/val \\\n"
-        f"  --preset {held.get('preset', 'tiny')} --steps {held.get('steps', 1000)} "
+        f"  --preset runs/{name}-preset.json --steps {held.get('steps', 1000)} "
         f"--seeds {numbers(seeds)} --num {held.get('judged_pictures_per_pair', 2)} \\\n"
         f"{some}"
-        f"  --out runs/ablations --json {RECORDS}/ablations.json"
+        f"  --out runs/{name} --json {RECORDS}/{name}.json"
     )
 
 
@@ -358,6 +364,23 @@ def downstream_real_command():
     )
 
 
+def transfer_command():
+    found = runs(read_record("transfer"))
+    steps = found[0]["steps"] if found else "STEPS"
+    both = "--data mvtec --data magnetic_tile"
+    pairs = "magnetic_tile/crack,pill/scratch"
+    return (
+        f"defectdiffu train --preset tiny {both} --steps {steps} \\\n"
+        f"  --without {pairs} --out runs/real-held\n"
+        f"defectdiffu train --preset tiny {both} --steps {steps} \\\n"
+        "  --out runs/real-all\n"
+        "defectdiffu evaluate transfer --weights runs/real-held \\\n"
+        "  --weights runs/real-all --real mvtec --real magnetic_tile \\\n"
+        f"  --pairs {pairs} --sheet book/figures/transfer_sheet.webp \\\n"
+        f"  --record {RECORDS}/transfer.json"
+    )
+
+
 def all_command():
     asked = (read_record("all") or {"asked": {}})["asked"]
     return (
@@ -383,10 +406,12 @@ COMMANDS |= {
     f"the judge for {size} pixels": judge_command(size) for size in judges_there
 }
 COMMANDS |= {
-    "ablations": ablations_command(),
+    "ablations": ablations_command("ablations"),
+    "ablations, attention over tokens": ablations_command("ablations_tokens"),
     "how to sample": choices_command(),
     "does it help a detector": downstream_command(),
     "does it help a detector, photographs": downstream_real_command(),
+    "defects that a photographed product never had": transfer_command(),
     "fidelity, diversity, memorisation and the oracle": all_command(),
 }
 print("\n\n".join(f"# {what}\n{text}" for what, text in COMMANDS.items()))
@@ -422,7 +447,8 @@ for size in judges_there:
 #
 # Seeds are the first of their range, one after the other; none is chosen by what it gave. `generate` leaves out
 # pictures whose mask is empty, and writes their seeds beside the others. Pictures that are drawn for a test come from
-# other seeds than those for training. The records lie in the folder `defectdiffu/`.
+# other seeds than those for training. The records lie in the folder `defectdiffu/`. `all`, `downstream` and
+# `downstream_real` were made with weights that came before the shipped ones, and with the judge before the shipped one.
 
 
 # %% tags=["hide-input"]
@@ -521,7 +547,8 @@ def of_record(name):
     return [listed(made_with), counts, where(record)]
 
 
-names = ["ablations", "choices", "downstream", "downstream_real", "all"]
+names = ["ablations", "ablations_tokens", "choices", "downstream"]
+names += ["downstream_real", "transfer", "all"]
 names += sorted({file.stem for file in FOLDER.glob("*.json")} - set(names))
 rows = [
     *(

@@ -49,6 +49,25 @@ def split_few(
     return _apart(samples, few)
 
 
+def parse_pairs(text: str) -> list[tuple[str, str]]:
+    """(product, defect) pairs of a text such as "magnetic_tile/crack,pill/scratch"."""
+    pairs = [tuple(part.strip().split("/")) for part in text.split(",")]
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise InputError(f"pairs are product/defect with commas between, not '{text}'")
+    return pairs
+
+
+def hold_out(samples: Sequence[Sample], pairs: Sequence[tuple[str, str]]) -> list[Sample]:
+    """`samples` without those of `pairs`, by unified defect. Raises `InputError` for a pair of which there are none."""
+    there = {(s.product, s.defect) for s in samples}
+    for product, defect in pairs:
+        if (product, defect) not in there:
+            known = ", ".join(sorted(d for p, d in there if p == product)) or "nothing"
+            raise InputError(f"no {product} with {defect} to hold out: there is {known} of {product}")
+    return [s for s in samples if (s.product, s.defect) not in set(pairs)]
+
+
 def write_split(
     source: str | Path, few: str | Path, rest: str | Path, per_defect: int = 10, good: int = 100, seed: int = 0
 ) -> dict[str, int]:

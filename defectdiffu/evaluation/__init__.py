@@ -43,7 +43,8 @@ def _measure(name: str) -> Callable[..., dict]:
 
 
 # Each takes what `run` in the file of its name takes.
-MEASURES = {name: _measure(name) for name in ("oracle", "fidelity", "diversity", "memorisation", "masks", "downstream")}
+NAMES = ("oracle", "fidelity", "diversity", "memorisation", "masks", "downstream", "transfer")
+MEASURES = {name: _measure(name) for name in NAMES}
 
 
 def evaluate(measure: str, json_path: str | Path | None = None, **arguments) -> dict:

@@ -19,6 +19,7 @@ from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.training import precision
 
 Pair = tuple[str, str]
 # (product, defect, strength, num) to images uint8 (num, S, S, 3) and masks bool (num, S, S), seeds 0 to num - 1
@@ -93,11 +94,16 @@ def known_pairs(pipeline: DefectDiffuPipeline) -> tuple[list[Pair], list[Pair]]:
 
 
 def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
-    """A pipeline as a `Source`, seeds from `first_seed` on; what is not said is as its config has it."""
+    """A pipeline as a `Source`, seeds from `first_seed` on; what is not said is as its config has it.
+
+    In bfloat16 where the device computes in it, as training does: pictures differ by half a grey level in the mean.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
         seeds = range(first_seed, first_seed + num)
-        out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=seeds)
+        with torch.autocast(device, torch.bfloat16, enabled=precision() == "bf16"):
+            out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=seeds)
         return np.stack([np.asarray(i) for i in out.images]), np.stack([np.asarray(m) for m in out.masks]) > 0
 
     return generated
@@ -125,7 +131,7 @@ def measure(
     for product, defect in tqdm(pairs, "judging", unit="pair", leave=False, disable=None):
         counts = [num if s == strength else min(num, SWEPT) for s in levels]
         drawn = [source(product, defect, s, n) for s, n in zip(levels, counts, strict=True)]
-        images, masks = zip(*(_at_size(frames, judge.size) for frames in drawn), strict=True)
+        images, masks = zip(*(at_size(frames, judge.size) for frames in drawn), strict=True)
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)
         seen, verdict, mask = images[at], verdicts[at], masks[at]
@@ -167,7 +173,7 @@ def pooled(scores: dict[Pair, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
-def _at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+def at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Images and masks brought down to the judge's size; a mask pixel stays where at least half of it is marked."""
     images, masks = frames
     if images.shape[1] == size:

@@ -6,7 +6,7 @@ import pytest
 from test_folder import image, make_pairs
 
 from defectdiffu.data.folder import read_folder
-from defectdiffu.data.splitting import split, split_few, write_split
+from defectdiffu.data.splitting import hold_out, parse_pairs, split, split_few, write_split
 from defectdiffu.errors import InputError
 
 
@@ -23,6 +23,21 @@ def test_split_halves_each_defect_and_keeps_good_images_where_they_are(tmp_path)
         assert sum(s.original_defect == "broken_small" for s in part) == small
         assert sum(s.defect == "good" for s in part) == 1
     assert {s.subset for s in train if s.defect == "good"} == {"train"}
+
+
+def test_pairs_are_held_out_by_their_unified_names(tmp_path):
+    make_pairs(tmp_path, "bottle", "broken_large", 2)
+    make_pairs(tmp_path, "bottle", "contamination", 2)
+    samples = read_folder(tmp_path)
+    pairs = parse_pairs("bottle/broken, bottle/contamination")
+    assert pairs == [("bottle", "broken"), ("bottle", "contamination")]
+    assert {s.defect for s in hold_out(samples, pairs[:1])} == {"contamination"}
+    assert len(samples) == 4
+    with pytest.raises(InputError, match="no bottle with scratch to hold out: there is broken, contamination"):
+        hold_out(samples, [("bottle", "scratch")])
+    for text in ("bottle", "bottle/broken/large", "bottle/", ""):
+        with pytest.raises(InputError, match="pairs are product/defect with commas between"):
+            parse_pairs(text)
 
 
 def test_split_depends_on_the_seed_and_on_nothing_else(tmp_path):

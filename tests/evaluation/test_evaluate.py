@@ -10,7 +10,7 @@ from defectdiffu.evaluation import MEASURES, evaluate, evaluate_all, table
 
 
 def test_every_measure_is_there():
-    assert set(MEASURES) == {"oracle", "fidelity", "diversity", "memorisation", "masks", "downstream"}
+    assert set(MEASURES) == {"oracle", "fidelity", "diversity", "memorisation", "masks", "downstream", "transfer"}
 
 
 def test_one_json_with_versions(tmp_path):
