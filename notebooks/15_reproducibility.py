@@ -447,8 +447,8 @@ for size in judges_there:
 #
 # Seeds are the first of their range, one after the other; none is chosen by what it gave. `generate` leaves out
 # pictures whose mask is empty, and writes their seeds beside the others. Pictures that are drawn for a test come from
-# other seeds than those for training. The records lie in the folder `defectdiffu/`. `all`, `downstream` and
-# `downstream_real` were made with weights that came before the shipped ones, and with the judge before the shipped one.
+# other seeds than those for training. The records lie in the folder `defectdiffu/`. `downstream` and
+# `downstream_real` were made with weights that came before the shipped ones.
 
 
 # %% tags=["hide-input"]
