@@ -153,7 +153,7 @@ def _build(cls, values: dict, where: str):
 
 
 PRESETS = {
-    # 64 px, about an hour and a half on one CPU thread that computes in bfloat16; the tests' and the tutorial's model.
+    # 64 px, about two hours on one CPU thread that computes in bfloat16; the tests' and the tutorial's model.
     "tiny": Preset(
         name="tiny",
         image_size=64,

@@ -58,11 +58,10 @@ def run(
     found = {
         name: {"training": _training(name), "pairs": {}} | _copied(p, samples, copies) for name, p in pipes.items()
     }
-    unets, shown = {}, []
+    unets, shown, size = {}, [], picture_size(next(iter(pipes.values())))
     for product, defect in pairs:
         pair = f"{product} {defect}"
         known, unseen = split([s for s in samples if s.product == product and s.defect in (defect, GOOD)], seed)
-        size = picture_size(next(iter(pipes.values())))
         training, test = (read(f"real {pair}", part, size) for part in (known, unseen))
         unet = train(DETECTORS["unet"], training, None, STEPS, seed, f"U-Net on {pair}")
         unets[pair] = {
