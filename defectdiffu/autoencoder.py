@@ -1,31 +1,105 @@
 """The image autoencoder: picture and mask go through the same one (Fig. 2, Image Encoder and Decoder).
 
-Ours is diffusers' `AutoencoderTiny` trained as a variational autoencoder whose posterior has one fixed width: the
-penalty is then the latent's square, and the decoder is used to latents that are a little off, as a sampler's are.
+Ours is diffusers' `AutoencoderTiny` over patches, trained as a variational autoencoder whose posterior has one fixed
+width: the penalty is then the latent's square, and the decoder is used to latents that are a little off, as a
+sampler's are. It begins as the patches' principal components, the best that is linear, and learns what is not.
 """
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, AutoencoderTiny
-from torch import Tensor
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin  # noqa: F401 (pipelines are loaded by it)
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from torch import Tensor, nn
 
 from defectdiffu.config import AutoencoderConfig
 from defectdiffu.masks import to_picture
 
 SQUARE_WEIGHT = 5.0  # of the squared against the absolute error
 PRIOR_WEIGHT = 1e-3  # of the latent's square against the error of the picture
+RECOMBINED = 0.2  # share of the pictures whose colours `recombine` may change
+LATENT_RMS = (
+    0.5  # of a new autoencoder: near the prior's width, where `AutoencoderTiny`'s tanh is still almost straight
+)
 
 
-def build_autoencoder(config: AutoencoderConfig) -> AutoencoderTiny:
-    """A new `AutoencoderTiny` that halves the picture's side log2(config.downsample) times."""
-    levels = config.downsample.bit_length()
-    return AutoencoderTiny(
-        encoder_block_out_channels=(config.channels,) * levels,
-        decoder_block_out_channels=(config.channels,) * levels,
-        num_encoder_blocks=(1, *(3,) * (levels - 1)),
-        num_decoder_blocks=(*(3,) * (levels - 1), 1),
-        latent_channels=config.latent_channels,
-    )
+class PatchAutoencoder(AutoencoderTiny):
+    """`AutoencoderTiny` that folds patches of p x p pixels into channels where the original halves the side level by
+    level: all its convolutions are as small as the latent, and none of them has to learn where in a patch a pixel is.
+
+    vae.encode(pictures (B, 3, S, S)).latents: (B, C, S / p, S / p); vae.decode(latents).sample: the pictures.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 4,
+        channels: int = 96,
+        latent_channels: int = 8,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 3,
+        scaling_factor: float = 1.0,
+    ):
+        folded = 3 * patch_size**2
+        AutoencoderTiny.__init__.__wrapped__(  # not its wrapper, which would put the sizes into the config once more
+            self,
+            in_channels=folded,
+            out_channels=folded,
+            encoder_block_out_channels=(channels,),
+            decoder_block_out_channels=(channels,),
+            num_encoder_blocks=(encoder_blocks,),
+            num_decoder_blocks=(decoder_blocks,),
+            latent_channels=latent_channels,
+        )
+        self.encoder.layers.insert(0, nn.PixelUnshuffle(patch_size))
+        self.decoder.layers.append(nn.PixelShuffle(patch_size))
+
+
+def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoder:
+    """A new autoencoder whose latent has a `config.downsample`-th of the picture's side."""
+    return PatchAutoencoder(config.downsample, config.channels, config.latent_channels)
+
+
+@torch.no_grad()
+def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> None:
+    """Set a new autoencoder's weights so that its latent holds the principal components of the pictures' patches.
+
+    pictures (B, 3, S, S) in [-1, 1]. For patch x with mean m and components U of deviations s, encoder and decoder are
+
+        z = G^-1 U^T (x - m)    and    x = m + U G z,    G = c sqrt(s),
+
+    up to the decoder's tanh. That G is where the prior's pull on z and the error through the latent's noise, of which
+    the one falls and the other grows with its square, balance for every component; c gives z the width `LATENT_RMS`.
+    The residual blocks begin as the identity: values are shifted to be positive, which a ReLU leaves alone.
+    """
+    count = vae.config.latent_channels
+    first, *_, last = (m for m in vae.encoder.layers if isinstance(m, nn.Conv2d))
+    begin, *_, end = (m for m in vae.decoder.layers if isinstance(m, nn.Conv2d))
+    x = F.pixel_unshuffle(pictures, vae.config.patch_size).movedim(1, -1).flatten(0, -2).double()  # (patches, 3 p^2)
+    mean = x.mean(dim=0)
+    variances, components = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
+    u = components.flip(1)[:, :count]  # (3 p^2, C)
+    s = variances.flip(0)[:count].clamp(min=1e-8).sqrt()
+    g = s.sqrt()
+    g *= (s / g).square().mean().sqrt() / LATENT_RMS
+    shift = 4 * s / g  # four deviations: almost nothing is below
+
+    for block in vae.modules():
+        if isinstance(block, AutoencoderTinyBlock):
+            for parameter in block.conv[-1].parameters():
+                parameter.zero_()
+    same = torch.arange(count)
+    for convolution, rows in ((first, same), (last, slice(None)), (begin, same), (end, slice(None))):
+        convolution.weight[rows] = 0  # the channels beyond the latent's stay random, for training to use
+    # Inside, AutoencoderTiny has pictures in [0, 1].
+    first.weight[:count, :, 1, 1] = (2 * (u / g).T).float()
+    first.bias[:count] = (shift - (mean + 1) @ (u / g)).float()
+    last.weight[same, same, 1, 1] = 1
+    last.bias.copy_(-shift)
+    begin.weight[same, same, 1, 1] = 1
+    begin.bias[:count] = shift.float()
+    end.weight[:, :count, 1, 1] = (u * g / 2).float()
+    end.bias.copy_((mean + 1 - (u * g) @ shift) / 2)
 
 
 def stable_diffusion_autoencoder() -> AutoencoderKL:
@@ -35,10 +109,17 @@ def stable_diffusion_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4, sample_size=256)
 
 
+def downsampling(vae) -> int:
+    """The side of a picture over that of its latent."""
+    if isinstance(vae, PatchAutoencoder):
+        return vae.config.patch_size
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def mend_tiling(vae) -> None:
     """Let `vae.enable_tiling()` decode right: diffusers takes it that an `AutoencoderTiny` halves the side thrice."""
     if isinstance(vae, AutoencoderTiny):
-        vae.spatial_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.spatial_scale_factor = downsampling(vae)
         vae.tile_latent_min_size = vae.tile_sample_min_size // vae.spatial_scale_factor
 
 
@@ -57,22 +138,25 @@ def decode(vae, latents: Tensor) -> Tensor:
 def recombine(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures with colours that a few examples lack, so that the autoencoder learns to keep any colour anywhere.
 
-    pictures (B, 3, S, S) in [-1, 1], masks (B, S, S) in {0, 1}. Half of them have their colour channels exchanged and
-    inverted at random; then half of them show another one through the mask of a defect, moved to a random place.
+    pictures (B, 3, S, S) in [-1, 1], masks (B, S, S) in {0, 1}. Of a share `RECOMBINED` of them half have their colour
+    channels exchanged and inverted at random; then half show another one through the mask of a defect, moved to a
+    random place.
     """
     n, _, side, _ = pictures.shape
     uniform = torch.rand(n, 9, generator=generator, device=pictures.device)
+    chosen = uniform[:, 8, None, None, None] < RECOMBINED
     order = uniform[:, :3].argsort(dim=1)  # (B, 3)
     sign = torch.where(uniform[:, 3:6] < 0.5, -1.0, 1.0)  # (B, 3)
     other = pictures.gather(1, order[:, :, None, None].expand_as(pictures)) * sign[:, :, None, None]
-    pictures = torch.where(uniform[:, 6, None, None, None] < 0.5, other, pictures)
+    changed = torch.where(uniform[:, 6, None, None, None] < 0.5, other, pictures)
 
     shift = (torch.rand(2, generator=generator, device=pictures.device) * side).int().tolist()
     window = masks.roll((1, *shift), (0, 1, 2)) * (uniform[:, 7, None, None] < 0.5)
-    return torch.where(window[:, None] > 0, other.roll(2, 0), pictures)
+    changed = torch.where(window[:, None] > 0, other.roll(2, 0), changed)
+    return torch.where(chosen, changed, pictures)
 
 
-def reconstruction_loss(vae: AutoencoderTiny, pictures: Tensor, latent_noise: float, noise: Tensor) -> Tensor:
+def reconstruction_loss(vae: PatchAutoencoder, pictures: Tensor, latent_noise: float, noise: Tensor) -> Tensor:
     """Error of the picture and of its edges, plus the prior's pull on the latent.
 
     pictures (B, 3, S, S) in [-1, 1]; noise (B, C, H, W) standard normal. The squared error holds small stains of a

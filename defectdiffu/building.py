@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DPMSolverMultistepScheduler
 from transformers import AutoTokenizer, CLIPTextModel
 
+from defectdiffu.autoencoder import PatchAutoencoder
 from defectdiffu.checkpoints import writing
 from defectdiffu.config import Preset
 from defectdiffu.dit import load_dit
@@ -77,8 +78,8 @@ def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> No
 def load_autoencoder(name: str):
     """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`."""
     if (SHIPPED / name / "vae").is_dir():
-        return AutoencoderTiny.from_pretrained(SHIPPED / name / "vae", dtype=torch.float32)
-    for kind in (AutoencoderKL, AutoencoderTiny):
+        name = str(SHIPPED / name / "vae")
+    for kind in (PatchAutoencoder, AutoencoderKL, AutoencoderTiny):
         config = kind.load_config(name)
         if config.get("_class_name", "AutoencoderKL") == kind.__name__:
             return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32)

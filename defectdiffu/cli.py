@@ -298,6 +298,21 @@ def choices(
 
 
 @evaluate_app.command()
+def autoencoders(
+    names: Annotated[list[str], typer.Argument(help="Shipped names, folders or hub ids.")],
+    data: Annotated[list[Path], typer.Option(help="Pictures that none was trained on; may be given again.")],
+    file: Annotated[Path, typer.Option("--json", help="The record.")],
+    size: Annotated[int, typer.Option(min=8, help="Of the pictures, in pixels.")] = 64,
+    sheet: Annotated[Path | None, typer.Option(help="Some of the pictures through each of them, WebP.")] = None,
+) -> None:
+    """What autoencoders leave of pictures and masks, by PSNR, by IoU and by the judge."""
+    from defectdiffu.evaluation.autoencoders import run
+
+    run(names, data, size, file, sheet)
+    print(file)
+
+
+@evaluate_app.command()
 def ablations(
     data: Annotated[list[Path], typer.Option(help="A folder to train on; may be given again.")],
     val: Annotated[Path, typer.Option(help="A folder of the same pairs, never trained on: held-out losses.")],

@@ -12,16 +12,16 @@ from defectdiffu.errors import InputError, check_choice
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The image autoencoder. One of ours (diffusers' `AutoencoderTiny`, trained first) or a pretrained one."""
+    """The image autoencoder. One of ours (`PatchAutoencoder`, trained first) or a pretrained one."""
 
     pretrained: str | None = None  # folder, shipped name or hub id; None: train our own
     downsample: int = 4  # side of the picture over side of the latent, a power of 2
-    channels: int = 32
+    channels: int = 96
     latent_channels: int = 4
     latent_noise: float = 0.05  # fixed posterior deviation of our VAE, in units of its prior's
     steps: int = 3000
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,16 @@ PRESETS = {
         name="tiny",
         image_size=64,
         start_from="tiny",
-        autoencoder=AutoencoderConfig(latent_channels=8, steps=6000),
+        autoencoder=AutoencoderConfig(latent_channels=8),
         training=TrainingConfig(steps=8000),
         sampling=SamplingConfig(w_p=2.0, w_d=1.5),
     ),
-    # 256 px, about 20 minutes on one data-centre GPU.
+    # 256 px, about 20 minutes on one data-centre GPU. Linearly, 4 channels of 8 x 8 pixels keep 24 dB of drawn
+    # pictures, 16 keep 31 dB.
     "book": Preset(
         name="book",
         image_size=256,
-        autoencoder=AutoencoderConfig(downsample=8, channels=64, steps=6000, batch_size=32, learning_rate=1e-3),
+        autoencoder=AutoencoderConfig(downsample=8, channels=256, latent_channels=16, steps=6000, batch_size=32),
         text=TextConfig(width=128),
         model=ModelConfig(width=256, heads=8, background_blocks=4, defect_blocks=4, fusion_blocks=4),
         training=TrainingConfig(steps=30_000, batch_size=256, learning_rate=5e-4, warmup_steps=1000, ema_decay=0.9995),

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from defectdiffu.autoencoder import build_autoencoder, stable_diffusion_autoencoder
+from defectdiffu.autoencoder import PatchAutoencoder, build_autoencoder, downsampling, stable_diffusion_autoencoder
 from defectdiffu.config import Preset
 from defectdiffu.errors import InputError
 from defectdiffu.model import DefectDiffuTransformer
@@ -26,7 +26,7 @@ from defectdiffu.prompts import GOOD, build_text_encoder
 ACTIVATIONS_PER_BLOCK = 34  # numbers kept for the backward pass, per token and unit of width
 WITHOUT_GRADIENTS = 14  # numbers there at once in sampling, per token and unit of width
 BRANCHES = 3  # of the guidance that has most
-FULL_SIZE_MAPS = 3  # of the decoder, there at once: the widest that have the picture's size
+FULL_SIZE_MAPS = 3  # of the decoder, there at once: the widest that have the picture's size, or ours the latent's
 GB = 1e9
 
 
@@ -112,13 +112,18 @@ def sampling_memory(
         name: sum(p.numel() for p in getattr(pipe, name).parameters())
         for name in ("transformer", "vae", "text_encoder")
     }
-    widths = vae.config.block_out_channels
-    side = transformer.config.sample_size * 2 ** (len(widths) - 1)
+    side = transformer.config.sample_size * downsampling(vae)
     if tiling:
         side = min(side, vae.tile_sample_min_size)
+    if isinstance(vae, PatchAutoencoder):
+        patch = vae.config.patch_size
+        values = (side // patch) ** 2 * max(vae.config.channels, 3 * patch**2)
+    else:
+        widths = vae.config.block_out_channels
+        values = side**2 * widths[min(1, len(widths) - 1)]
     work = {
         "transformer": WITHOUT_GRADIENTS * BRANCHES * batch_size * transformer.side**2 * transformer.config.width,
-        "vae": FULL_SIZE_MAPS * batch_size * side**2 * widths[min(1, len(widths) - 1)],
+        "vae": FULL_SIZE_MAPS * batch_size * values,
         "text_encoder": 0,  # a few prompts, once
     }
     if offload:

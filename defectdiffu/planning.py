@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from defectdiffu.autoencoder import build_autoencoder
+from defectdiffu.autoencoder import PatchAutoencoder, build_autoencoder
 from defectdiffu.config import Preset
 from defectdiffu.memory import meta_transformer, savings, training_memory
 from defectdiffu.training import precision, read_samples
@@ -75,16 +75,8 @@ def matrix_rate(size: int = 2048, repeats: int = 10) -> float:
     raise AssertionError("unreachable")
 
 
-def _convolution_work(vae, size: int) -> float:
-    """Floating-point operations of one picture through the autoencoder."""
-    total = 0
-    for part, side, halves in ((vae.encoder, size, True), (vae.decoder, None, False)):
-        if side is None:
-            side = size // 2 ** sum(isinstance(m, torch.nn.Upsample) for m in part.modules())
-        for module in part.modules():
-            if isinstance(module, torch.nn.Upsample):
-                side *= 2
-            if isinstance(module, torch.nn.Conv2d):
-                side //= module.stride[0] if halves else 1
-                total += 2 * side**2 * module.weight.numel()
-    return total
+def _convolution_work(vae: PatchAutoencoder, size: int) -> float:
+    """Floating-point operations of one picture through the autoencoder, all of whose convolutions have its latent's
+    size."""
+    weights = sum(m.weight.numel() for m in vae.modules() if isinstance(m, torch.nn.Conv2d))
+    return 2 * (size // vae.config.patch_size) ** 2 * weights

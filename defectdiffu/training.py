@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny, DDPMScheduler
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,6 +31,8 @@ from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD, PromptEncoder
 from defectdiffu.sharding import build_accelerator, is_sharded
+
+COMPONENT_BATCHES = 64  # whose patches a new autoencoder's principal components are those of
 
 
 class Denoiser(nn.Module):
@@ -77,7 +79,7 @@ class Denoiser(nn.Module):
 class Reconstruction(nn.Module):
     """The autoencoder's stage in the same form: a batch in, named losses out."""
 
-    def __init__(self, vae: AutoencoderTiny, latent_noise: float):
+    def __init__(self, vae: autoencoder.PatchAutoencoder, latent_noise: float):
         super().__init__()
         self.vae = vae
         self.latent_noise = latent_noise
@@ -232,7 +234,7 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
     if settings.pretrained is not None:
         return load_autoencoder(settings.pretrained)
     if (out / "autoencoder" / "config.json").is_file():
-        return AutoencoderTiny.from_pretrained(out / "autoencoder", dtype=torch.float32)
+        return load_autoencoder(str(out / "autoencoder"))
     if is_sharded(accelerator):
         raise InputError(
             "the autoencoder is too small to be trained with sharded weights (FSDP): train it first, in one process, "
@@ -243,7 +245,7 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
     pictures = pictures.to(device)  # small enough, and augmenting them there keeps a GPU busy
     size = (settings.latent_channels, preset.latent_size, preset.latent_size)
 
-    def batch_at(step: int) -> dict:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         rng, generator = _stream(device, preset.training.seed, 1, step)
         index = pictures.draw(settings.batch_size, rng)
         images, masks = pictures.augmented(index, rng)
@@ -251,7 +253,10 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
         x = torch.cat([autoencoder.recombine(images, masks, generator), to_picture(masks[order])])
         x = x[: len(x) - len(x) % accelerator.num_processes]  # equal shares, so that the mean of means is the mean
-        noise = torch.randn(len(x), *size, generator=generator, device=device)
+        return x, torch.randn(len(x), *size, generator=generator, device=device)
+
+    def batch_at(step: int) -> dict:
+        x, noise = draw(step)
         return _slice(accelerator, {"x": x.contiguous(memory_format=torch.channels_last), "noise": noise})
 
     def watch(step: int, log: dict) -> None:
@@ -259,6 +264,8 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
         index = np.linspace(0, len(shown) - 1, min(64, len(shown))).astype(int)
         log |= autoencoder.fidelity(vae, *(v.to(accelerator.device) for v in shown.tensors(index)))
 
+    seen = torch.cat([draw(step)[0] for step in range(min(COMPONENT_BATCHES, settings.steps))])
+    autoencoder.begin_as_principal_components(vae, seen)
     fit(
         accelerator,
         Reconstruction(vae, settings.latent_noise),

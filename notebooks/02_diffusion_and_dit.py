@@ -150,8 +150,7 @@ assert difference.abs().max() < 1e-6
 
 # %% mystnb={"image": {"alt": "A latent and the same decoded, with more noise in each column"}} tags=["hide-input"]
 TIMES = [0, 50, 150, 300, 900]
-halvings = len(pipe.vae.config.encoder_block_out_channels) - 1
-size = pipe.transformer.config.sample_size * 2**halvings
+size = pipe.transformer.config.sample_size * autoencoder.downsampling(pipe.vae)
 drawn = render(PRODUCT, DEFECT, strength=0.8, seed=0, size=size).image
 picture = torch.from_numpy(drawn).permute(2, 0, 1)[None] / 127.5 - 1
 

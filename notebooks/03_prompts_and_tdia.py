@@ -389,8 +389,7 @@ glue("tdia_vae", f"{count(pipe.vae) / 1e6:.2f}", display=False)
 # the hidden states first differ, for $c_p$, for $c_d$ and for $c_f$? And how large is the difference before that?
 
 # %%
-halvings = len(pipe.vae.config.encoder_block_out_channels) - 1
-size = latent_side * 2**halvings  # of a picture, in pixels
+size = latent_side * autoencoder.downsampling(pipe.vae)  # of a picture, in pixels
 drawn = render(PRODUCT, DEFECT, 0.8, seed=0, size=size).image
 picture = torch.from_numpy(drawn).permute(2, 0, 1)[None] / 127.5 - 1
 t = torch.tensor([TRAIN_STEPS // 2])

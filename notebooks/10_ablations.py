@@ -206,6 +206,7 @@ else:
     print(f"seeds {sorted({run['seed'] for run in record['runs']})},")
     print(f"{record['hardware']}, {record['date']}")
     print(f"judge: {held.get('judge', 'the shipped one')}")
+    print(f"autoencoder: {held['autoencoder']}")
 
 # %% mystnb={"image": {"alt": "Change of seven scores with intervals, one line per variant"}} tags=["hide-input"]
 compared = [run for run in record["runs"] if "differences" in run] if record else []

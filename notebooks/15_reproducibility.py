@@ -326,6 +326,17 @@ def choices_command():
     )
 
 
+def autoencoders_command():
+    size = (read_record("autoencoders") or {"held_fixed": {}})["held_fixed"].get(
+        "size", 64
+    )
+    return (
+        f"defectdiffu data render runs/val --size {size} --per-pair 2 --seed 1\n"
+        f"defectdiffu evaluate autoencoders {WEIGHTS} --data runs/val --size {size} \\\n"
+        f"  --json {RECORDS}/autoencoders.json"
+    )
+
+
 PAIRS_COMMANDS = f"""\
 defectdiffu data render runs/few --size 64 --products leather,wood,hazelnut
 defectdiffu generate --weights {WEIGHTS} --product leather --defect cut \\
@@ -408,6 +419,7 @@ COMMANDS |= {
 COMMANDS |= {
     "ablations": ablations_command("ablations"),
     "ablations, attention over tokens": ablations_command("ablations_tokens"),
+    "what the autoencoder leaves": autoencoders_command(),
     "how to sample": choices_command(),
     "does it help a detector": downstream_command(),
     "does it help a detector, photographs": downstream_real_command(),
@@ -547,7 +559,7 @@ def of_record(name):
     return [listed(made_with), counts, where(record)]
 
 
-names = ["ablations", "ablations_tokens", "choices", "downstream"]
+names = ["ablations", "ablations_tokens", "autoencoders", "choices", "downstream"]
 names += ["downstream_real", "transfer", "all"]
 names += sorted({file.stem for file in FOLDER.glob("*.json")} - set(names))
 rows = [

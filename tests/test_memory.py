@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from defectdiffu import PRESETS, InputError
-from defectdiffu.autoencoder import build_autoencoder, decode
+from defectdiffu.autoencoder import build_autoencoder, decode, downsampling
 from defectdiffu.building import load_autoencoder
 from defectdiffu.config import AutoencoderConfig
 from defectdiffu.data.procedural import render
@@ -143,7 +143,7 @@ def test_what_the_decoder_needs_is_what_is_there_at_once(vae):
     vae = vae()
     pipe = random_pipeline(image_size=128)
     pipe.register_modules(vae=vae)
-    side = 128 // 2 ** (len(vae.config.block_out_channels) - 1)
+    side = 128 // downsampling(vae)
     pipe.transformer.register_to_config(sample_size=side)
     with Alive() as alive:
         decode(vae, torch.randn(2, 4, side, side))

@@ -254,7 +254,7 @@ def test_a_killed_run_ends_in_the_same_weights(finished, data, tmp_path):
     assert load_newest_checkpoint(run / "autoencoder-checkpoints")[1]["step"] == 4
     dies("os.fsync", 1)  # written, not renamed
     assert load_newest_checkpoint(run / "autoencoder-checkpoints")[1]["step"] == 4
-    dies("diffusers.AutoencoderTiny.save_pretrained", 1)  # trained, not saved
+    dies("defectdiffu.autoencoder.PatchAutoencoder.save_pretrained", 1)  # trained, not saved
     dies("defectdiffu.latents.save_tensors", 1)  # saved, the cache not begun
     dies("defectdiffu.latents.save_tensors", 2)  # its batches are there, it is not
     dies("torch.optim.AdamW.step", 3)  # the transformer's, before any checkpoint
