@@ -183,7 +183,7 @@ def test_a_run_is_a_pipeline_to_generate_with(finished):
 def test_latents_are_scaled_to_unit_deviation(finished):
     (file,) = (finished / "cache").iterdir()
     tensors, _ = checkpoints.load_tensors(file)
-    assert float(tensors["image"][:, 0].float().square().mean().sqrt()) == pytest.approx(1, abs=0.01)
+    assert float(tensors["image"][:, 0].float().square().mean().sqrt()) == pytest.approx(1, abs=0.02)
 
 
 def test_watched_pictures_are_not_trained_on(finished, data, tmp_path):
