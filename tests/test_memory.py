@@ -242,7 +242,7 @@ def test_our_own_autoencoder_decodes_almost_the_same_in_tiles(pipe):
     vae.tile_sample_min_size, vae.tile_latent_min_size = 128, 32
     difference = (decode(vae, latents) - plain).abs() * 127.5
     assert difference.max() > 0
-    assert difference.mean() < 0.3  # grey levels of 255
+    assert difference.mean() < 0.5  # grey levels of 255
     assert difference.max() < 15
 
 
