@@ -75,9 +75,12 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
     count = vae.config.latent_channels
     first, *_, last = (m for m in vae.encoder.layers if isinstance(m, nn.Conv2d))
     begin, *_, end = (m for m in vae.decoder.layers if isinstance(m, nn.Conv2d))
-    x = F.pixel_unshuffle(pictures, vae.config.patch_size).movedim(1, -1).flatten(0, -2).double()  # (patches, 3 p^2)
-    mean = x.mean(dim=0)
-    variances, components = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
+    number, total, products = 0, 0, 0
+    for some in pictures.split(64):  # a few at a time: in double precision the patches of all take much memory
+        x = F.pixel_unshuffle(some, vae.config.patch_size).movedim(1, -1).flatten(0, -2).double()  # (patches, 3 p^2)
+        number, total, products = number + len(x), total + x.sum(dim=0), products + x.mT @ x
+    mean = total / number
+    variances, components = torch.linalg.eigh(products / number - torch.outer(mean, mean))
     u = components.flip(1)[:, :count]  # (3 p^2, C)
     s = variances.flip(0)[:count].clamp(min=1e-8).sqrt()
     g = s.sqrt()

@@ -583,9 +583,9 @@ glue("rep_missing", len(missing), display=False)
 
 # %% [markdown]
 # Of {glue:text}`rep_records` records {glue:text}`rep_missing` are not run yet. The weights `tiny` were trained anew on
-# the latents of a better autoencoder since `all`, `downstream`, `downstream_real` and `transfer` were recorded: these
-# four are of the weights before, and both records of ablations were trained with the autoencoder before. `latents`
-# compares the two.
+# the latents of a better autoencoder since `downstream`, `downstream_real` and `transfer` were recorded: these three
+# are of the weights before, and both records of ablations were trained with the autoencoder before. `latents` compares
+# the two.
 #
 # ## How equal is "the same"?
 #
