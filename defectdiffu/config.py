@@ -167,7 +167,9 @@ PRESETS = {
     "book": Preset(
         name="book",
         image_size=256,
-        autoencoder=AutoencoderConfig(downsample=8, channels=256, latent_channels=16, steps=6000, batch_size=32),
+        autoencoder=AutoencoderConfig(
+            downsample=8, channels=256, latent_channels=16, steps=6000, batch_size=32, learning_rate=5e-4
+        ),
         text=TextConfig(width=128),
         model=ModelConfig(width=256, heads=8, background_blocks=4, defect_blocks=4, fusion_blocks=4),
         training=TrainingConfig(steps=30_000, batch_size=256, learning_rate=5e-4, warmup_steps=1000, ema_decay=0.9995),
