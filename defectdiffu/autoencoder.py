@@ -13,14 +13,13 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from defectdiffu.config import AutoencoderConfig
+from defectdiffu.errors import InputError
 from defectdiffu.masks import to_picture
 
 SQUARE_WEIGHT = 5.0  # of the squared against the absolute error
 PRIOR_WEIGHT = 1e-3  # of the latent's square against the error of the picture
 RECOMBINED = 0.2  # share of the pictures whose colours `recombine` may change
-LATENT_RMS = (
-    0.5  # of a new autoencoder: near the prior's width, where `AutoencoderTiny`'s tanh is still almost straight
-)
+LATENT_RMS = 0.5  # of a new autoencoder: there the tanh of `AutoencoderTiny`'s decoder is still almost straight
 
 
 class PatchAutoencoder(AutoencoderTiny):
@@ -36,8 +35,6 @@ class PatchAutoencoder(AutoencoderTiny):
         patch_size: int = 4,
         channels: int = 96,
         latent_channels: int = 8,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 3,
         scaling_factor: float = 1.0,
     ):
         folded = 3 * patch_size**2
@@ -47,8 +44,8 @@ class PatchAutoencoder(AutoencoderTiny):
             out_channels=folded,
             encoder_block_out_channels=(channels,),
             decoder_block_out_channels=(channels,),
-            num_encoder_blocks=(encoder_blocks,),
-            num_decoder_blocks=(decoder_blocks,),
+            num_encoder_blocks=(2,),
+            num_decoder_blocks=(3,),
             latent_channels=latent_channels,
         )
         self.encoder.layers.insert(0, nn.PixelUnshuffle(patch_size))
@@ -56,7 +53,16 @@ class PatchAutoencoder(AutoencoderTiny):
 
 
 def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoder:
-    """A new autoencoder whose latent has a `config.downsample`-th of the picture's side."""
+    """A new autoencoder whose latent has a `config.downsample`-th of the picture's side.
+
+    Raises `InputError` for more latent channels than there are to hold them.
+    """
+    most = min(config.channels, 3 * config.downsample**2)
+    if config.latent_channels > most:
+        raise InputError(
+            f"autoencoder.latent_channels {config.latent_channels} must be at most {most}: autoencoder.channels is "
+            f"{config.channels}, and a patch has {3 * config.downsample**2} numbers"
+        )
     return PatchAutoencoder(config.downsample, config.channels, config.latent_channels)
 
 

@@ -76,13 +76,18 @@ def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> No
 
 
 def load_autoencoder(name: str):
-    """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`."""
-    if (SHIPPED / name / "vae").is_dir():
-        name = str(SHIPPED / name / "vae")
+    """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`.
+
+    Raises `InputError` where there is none, or one of another class.
+    """
+    folder = str(SHIPPED / name / "vae") if (SHIPPED / name / "vae").is_dir() else name
     for kind in (PatchAutoencoder, AutoencoderKL, AutoencoderTiny):
-        config = kind.load_config(name)
+        try:
+            config = kind.load_config(folder)
+        except OSError as error:
+            raise InputError(f"no autoencoder '{name}': it is neither shipped, a folder nor on the hub") from error
         if config.get("_class_name", "AutoencoderKL") == kind.__name__:
-            return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            return kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     raise InputError(f"autoencoder '{name}' is a {config['_class_name']}, not an AutoencoderKL or AutoencoderTiny")
 
 

@@ -500,7 +500,7 @@ Markdown("\n".join(f"| {' | '.join(row)} |" for row in rows))
 # ```
 #
 # From above: as drawn; through the shipped autoencoder; through one like it with 12 channels instead of 8; through the
-# one before, which halves the side twice instead of folding patches and had learned from noise for twice as many
+# one before, which halves the side twice instead of folding patches, began at random and learned for twice as many
 # steps; and through TAESD, Stable Diffusion's small one, which has to do with an eighth of the numbers. The pool on the
 # bottle's mouth, third from the right, shows the difference: the second and the third row have its colour, the fourth
 # has not.

@@ -459,8 +459,7 @@ for size in judges_there:
 #
 # Seeds are the first of their range, one after the other; none is chosen by what it gave. `generate` leaves out
 # pictures whose mask is empty, and writes their seeds beside the others. Pictures that are drawn for a test come from
-# other seeds than those for training. The records lie in the folder `defectdiffu/`. `downstream` and
-# `downstream_real` were made with weights that came before the shipped ones.
+# other seeds than those for training. The records lie in the folder `defectdiffu/`.
 
 
 # %% tags=["hide-input"]

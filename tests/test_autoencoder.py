@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from defectdiffu import autoencoder
 from defectdiffu.building import load_autoencoder
 from defectdiffu.config import AutoencoderConfig
+from defectdiffu.errors import InputError
 
 
 def small(**changes):
@@ -52,6 +53,13 @@ def test_a_new_one_keeps_what_principal_components_keep():
         straight = 3 * torch.atanh(latents.clamp(-2.9, 2.9) / 3)  # before the decoder's tanh
         error = float((autoencoder.decode(vae, straight) - pictures).square().mean()) * 48
         assert error == pytest.approx(left, rel=0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "downsample", "most"), [(8, 4, 8), (96, 2, 12)])
+def test_too_many_latent_channels_are_refused(channels, downsample, most):
+    small(channels=channels, downsample=downsample, latent_channels=most)
+    with pytest.raises(InputError, match=f"latent_channels {most + 1} must be at most {most}"):
+        small(channels=channels, downsample=downsample, latent_channels=most + 1)
 
 
 def test_a_saved_one_is_read_back(tmp_path):

@@ -18,6 +18,7 @@ from defectdiffu.data.folder import GOOD, read_folder
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import SHIPPED, Judge
 from defectdiffu.evaluation.judge_training import degrade
+from defectdiffu.evaluation.masks import iou_per_picture
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.latents import Pictures
@@ -35,10 +36,11 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
     Scores per autoencoder: "psnr_db"; "mask_kept", the IoU of a mask with what comes back of it; and if a judge for
     `size` comes with the package, what it says of pictures: "defect_accuracy", the same per kind of defect,
     "judged_good" of those without one, and "mask_iou" of its mask with the true one.
-    Raises `InputError` for unusable data, and if no picture has a defect.
+    Raises `InputError` for unusable data, unknown names, a size that is no multiple of a patch's, and if no picture has
+    a defect.
     """
     pictures = Pictures.load(read_folder(*data), size)
-    x, masks = pictures.tensors(range(len(pictures)))
+    x, true = pictures.tensors(range(len(pictures)))
     flawed = np.array([d != GOOD for d in pictures.defects])
     if not flawed.any():
         raise InputError(f"no picture in {', '.join(map(str, data))} has a defect")
@@ -51,7 +53,7 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
     def add(name: str, returned: np.ndarray, kept: Sequence[float] | None = None) -> None:
         scores = {} if kept is None else {"psnr_db": _psnr(images, returned), "mask_kept": bootstrap(kept)}
         if judge is not None:
-            scores |= _judged(judge, returned, pictures.defects, masks.numpy() > 0)
+            scores |= _judged(judge, returned, pictures.defects, true.numpy())
         runs.append({"name": name, "changes": {"shown": {"pictures": name}}, "seed": 0, "steps": 0, "scores": scores})
         shown[name] = returned
 
@@ -62,10 +64,11 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
     for name in names:
         with quiet():
             vae = load_autoencoder(name).to(device).eval()
+        if size % autoencoder.downsampling(vae):
+            raise InputError(f"size must be a multiple of {autoencoder.downsampling(vae)} for '{name}', not {size}")
         returned = _through(vae, x)
-        drawn = _through(vae, to_picture(masks[flawed])).mean(axis=-1) > 127.5
-        true = masks[flawed].numpy() > 0
-        add(name, returned, (drawn & true).sum((1, 2)) / (drawn | true).sum((1, 2)))
+        drawn = _through(vae, to_picture(true[flawed])).mean(axis=-1) / 255
+        add(name, returned, iou_per_picture(drawn, true[flawed]))
     if sheet is not None:
         firsts = [pictures.defects.index(kind) for kind in sorted(set(pictures.defects) - {GOOD})]
         rows = [[Image.fromarray(row[i]) for i in firsts] for row in (images, *(shown[name] for name in names))]
@@ -99,9 +102,8 @@ def _psnr(images: np.ndarray, returned: np.ndarray) -> dict:
 
 def _judged(judge: Judge, images: np.ndarray, defects: Sequence[str], masks: np.ndarray) -> dict[str, dict]:
     seen, defects = judge(images), np.array(defects)
-    right, marked = np.array(seen.defects) == defects, seen.mask_probs > 0.5
-    flawed = defects != GOOD
-    iou = (marked & masks).sum((1, 2))[flawed] / (marked | masks).sum((1, 2))[flawed]
+    right, flawed = np.array(seen.defects) == defects, defects != GOOD
+    iou = iou_per_picture(seen.mask_probs[flawed], masks[flawed])
     scores = {"defect_accuracy": bootstrap(right[flawed]), "mask_iou": bootstrap(iou)}
     if not flawed.all():
         scores["judged_good"] = bootstrap(right[~flawed])

@@ -58,3 +58,10 @@ def test_pictures_without_a_defect_are_refused(write_folder, tmp_path):
     with pytest.raises(InputError, match="has a defect"):
         autoencoders.run(["tiny"], [write_folder("good", {("tile", "good"): 2})], 64, tmp_path / "record.json")
     assert not (tmp_path / "record.json").exists()
+
+
+def test_bad_names_and_sizes_are_refused(data, tmp_path):
+    for name, size, message in (("nothing", 32, "no autoencoder 'nothing'"), ("tiny", 30, "multiple of 4 for 'tiny'")):
+        with pytest.raises(InputError, match=message):
+            autoencoders.run([name], [data], size, tmp_path / "record.json")
+        assert not (tmp_path / "record.json").exists()
