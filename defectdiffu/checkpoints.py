@@ -92,5 +92,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         like = parameters[int(number)]
-        state.setdefault(int(number), {})[name] = shard_like(value, like) if value.shape == like.shape else value
+        if value.shape == like.shape:
+            value = shard_like(value, like)
+            # Laid out as the parameter is: the fused kernel rounds by the place in memory, and resuming is exact.
+            value = torch.empty_like(like).copy_(value)
+        state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -45,7 +45,8 @@ def data_render(
     out: Path,
     products: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
     defects: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
-    per_pair: Annotated[int, typer.Option(min=1, help="Defect images per pair; ten times as many good ones.")] = 10,
+    per_pair: Annotated[int, typer.Option(min=1, help="Defect images per pair.")] = 10,
+    good: Annotated[int | None, typer.Option(min=1, help="Good images per product; ten times --per-pair.")] = None,
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs that training never sees.")] = False,
@@ -54,7 +55,7 @@ def data_render(
     from defectdiffu.data.procedural import write_dataset
 
     names = (None if v is None else [n.strip() for n in v.split(",")] for v in (products, defects))
-    write_dataset(out, *names, per_pair=per_pair, size=size, seed=seed, held_out=held_out)
+    write_dataset(out, *names, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
     print(out)
 
 
@@ -108,6 +109,8 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder; the same command again resumes.")],
     val: Annotated[Path | None, typer.Option(help="A folder to watch the losses on, never trained on.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The autoencoder gets at most twice as many.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Instead: as many steps as end in this time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
     without: Annotated[str | None, typer.Option(help="Pairs to hold out: magnetic_tile/crack,pill/scratch.")] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Do not begin from the preset's shipped weights.")
@@ -127,6 +130,10 @@ def train(
         settings = settings.replace(
             training={"steps": steps}, autoencoder={"steps": min(settings.autoencoder.steps, 2 * steps)}
         )
+    if minutes is not None:
+        settings = settings.replace(training={"minutes": minutes})
+    if batch_size is not None:
+        settings = settings.replace(training={"batch_size": batch_size})
     if dry_run:
         from defectdiffu.planning import plan
 

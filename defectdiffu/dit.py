@@ -28,8 +28,8 @@ DIFFUSERS_OUTSIDE = {
 DIFFUSERS_BLOCK = {
     "norm1.linear": "adaln",
     "attn1.to_out.0": "attn.proj",
-    "ff.net.0.proj": "mlp.0",
-    "ff.net.2": "mlp.2",
+    "ff.net.0.proj": "mlp.expand",
+    "ff.net.2": "mlp.contract",
 }
 
 # Names in the original checkpoints -> ours.
@@ -44,8 +44,8 @@ BLOCK = {
     "adaLN_modulation.1": "adaln",
     "attn.qkv": "attn.qkv",
     "attn.proj": "attn.proj",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
+    "mlp.fc1": "mlp.expand",
+    "mlp.fc2": "mlp.contract",
 }
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT-S, B, L and XL, by their width: a checkpoint does not say
 

@@ -78,9 +78,9 @@ GUIDANCES = {
 
 @dataclass
 class Branches:
-    """What the transformer says in each branch: noise and mask (B, C, H, W), attention (B, h, w)."""
+    """What the transformer says in each branch: noise or velocity and mask, both (B, C, H, W), attention (B, h, w)."""
 
-    noise: dict[str, Tensor]
+    predicted: dict[str, Tensor]
     mask: dict[str, Tensor]
     attention: dict[str, Tensor]
 
@@ -126,11 +126,14 @@ def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, C
 
 
 def guide(branches: Branches, guidance: str, w_p: float, w_d: Tensor) -> tuple[Tensor, Tensor]:
-    """Guided noise and mask, both (B, C, H, W), all channels alike. w_d (B, 1, 1, 1): the scale of each image.
+    """Guided prediction and mask, both (B, C, H, W), all channels alike. w_d (B, 1, 1, 1): the scale of each image.
+
+    The scales of every form sum to one, and noise and velocity differ by a multiple and a term in x_t: guiding either
+    is guiding the other.
 
     The mask comes from the branch that is told of the defect. Below w_d = 1 it is mixed with that of the branch that
     differs in the defect alone: at w_d = 0 nothing of the defect is in the picture, nor may it be in the mask.
     """
     form = GUIDANCES[guidance]
     good, defect = branches.mask[form.good], branches.mask[form.defect]
-    return form.combine(branches.noise, w_p, w_d), good + w_d.clamp(0, 1) * (defect - good)
+    return form.combine(branches.predicted, w_p, w_d), good + w_d.clamp(0, 1) * (defect - good)

@@ -70,6 +70,7 @@ def fit(
         learning_rate,
         weight_decay=weight_decay,
         betas=(0.9, 0.99),
+        fused=True,
     )
     wrapped, optimizer = accelerator.prepare(trained, optimizer)
     parameters = [p for p in trained.parameters() if p.requires_grad]
@@ -156,6 +157,31 @@ def fit(
     bar.close()
     show_average()
     return module
+
+
+def seconds_per_step(
+    accelerator: Accelerator, module: nn.Module, batch_at: Callable[[int], dict], accumulate: int, seconds: float = 8.0
+) -> float:
+    """How long a step of `fit` takes here: measured for about `seconds` on a copy of `module`, which stays as it is."""
+    trial = copy.deepcopy(module)
+    parameters = [p for p in trial.parameters() if p.requires_grad]
+    wrapped, optimizer = accelerator.prepare(trial, torch.optim.AdamW(parameters, 1e-5, fused=True))
+    ema = EMAModel(parameters, foreach=True)
+
+    def timed(steps: int) -> float:
+        start = time.perf_counter()
+        for step in range(steps):
+            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
+            terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, 1.0)
+            ema.step(parameters)
+        float(terms["loss"])  # waits for the device
+        mean = torch.tensor((time.perf_counter() - start) / steps, device=accelerator.device)
+        return float(accelerator.reduce(mean, "mean"))  # so that every process takes as many steps
+
+    timed(3)
+    rate = timed(max(3, int(seconds / timed(3))))
+    accelerator.free_memory()
+    return rate
 
 
 def take_step(

@@ -8,14 +8,40 @@ from torch import Tensor
 RATIO_MIN, RATIO_MAX = 2.0, 8.0  # Eq. 9
 
 
+def velocity(x: Tensor, noise: Tensor, a_bar: Tensor) -> Tensor:
+    """v = sqrt(a_bar) noise - sqrt(1 - a_bar) x (Salimans and Ho 2022). x, noise (B, C, H, W), a_bar (B,).
+
+    Where almost all is noise it is the picture (negated), where almost nothing is, the noise: its error weighs the
+    steps that decide the layout as much as those that decide the detail.
+    """
+    a_bar = a_bar.view(-1, 1, 1, 1)
+    return a_bar.sqrt() * noise - (1 - a_bar).sqrt() * x
+
+
+def noise_of_velocity(v: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
+    """The noise in x_t (B, C, H, W) that a velocity implies; a_bar (B,). An error in v returns sqrt(a_bar) as large."""
+    a_bar = a_bar.view(-1, 1, 1, 1)
+    return a_bar.sqrt() * v + (1 - a_bar).sqrt() * x_t
+
+
+def picture_of_velocity(v: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
+    """The latent x_0 that a velocity implies; as `noise_of_velocity`."""
+    a_bar = a_bar.view(-1, 1, 1, 1)
+    return a_bar.sqrt() * x_t - (1 - a_bar).sqrt() * v
+
+
 def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
-    """Eq. 2: squared error of the predicted noise, mean over all elements. Both (B, C, H, W)."""
+    """Eq. 2: squared error of the predicted noise (or velocity), mean over all elements. Both (B, C, H, W)."""
     return (predicted - noise).square().mean()
 
 
-def mask_loss(predicted: Tensor, latent: Tensor) -> Tensor:
-    """Eq. 6, loss_m: squared error of the mask's latent, mean over all elements. Both (B, C, H, W)."""
-    return (predicted - latent).square().mean()
+def mask_loss(predicted: Tensor, latent: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Eq. 6, loss_m: squared error of the mask's latent, mean over all elements. Both (B, C, H, W).
+
+    weight (B,): of each image, all 1 unless given.
+    """
+    error = (predicted - latent).square().mean(dim=(1, 2, 3))
+    return (error if weight is None else weight * error).mean()
 
 
 def attention_map(maps: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Every block is a transformer block whose normalisation is modulated by its condi
 the step t plus the projected text embedding of the part's own prompt. Defect blocks also attend to their prompt.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from defectdiffu.losses import attention_map
 from defectdiffu.prompts import PromptEmbedding
 
 ATTENTION_OVER = ("tokens", "positions")
+PREDICTIONS = ("noise", "velocity")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -112,14 +114,45 @@ class TokenAttention(nn.Module):
 CROSS_ATTENTION = {"positions": PositionAttention, "tokens": TokenAttention}
 
 
+class MLP(nn.Module):
+    """Two linear layers; with `convolution` also a 3 x 3 depthwise one between them, added to its input.
+
+    The convolution lets neighbouring patches agree on what they share. A DiT trained on a million pictures does
+    without; a model that starts from nothing shows the borders of its patches.
+    """
+
+    def __init__(self, width: int, gelu: str = "tanh", convolution: bool = False):
+        super().__init__()
+        hidden = 4 * width
+        self.expand = nn.Linear(width, hidden)
+        self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if convolution else None
+        self.gelu = nn.GELU(approximate=gelu)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.expand(x)  # (B, T, 4D)
+        if self.neighbours is not None:
+            side = math.isqrt(x.shape[1])
+            grid = h.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (B, 4D, h, w)
+            h = h + self.neighbours(grid).permute(0, 2, 3, 1).flatten(1, 2)  # (B, T, 4D)
+        return self.contract(self.gelu(h))  # (B, T, D)
+
+
 class Block(nn.Module):
     """A DiT block; with `cross_attention`, a defect block, which also returns its maps."""
 
-    def __init__(self, width: int, heads: int, cross_attention: nn.Module | None = None, gelu: str = "tanh"):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        cross_attention: nn.Module | None = None,
+        gelu: str = "tanh",
+        convolution: bool = False,
+    ):
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.cross_attention = cross_attention
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate=gelu), nn.Linear(4 * width, width))
+        self.mlp = MLP(width, gelu, convolution)
         self.adaln = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
@@ -173,8 +206,8 @@ class ReleasedMaskHead(nn.Module):
 
 @dataclass
 class TransformerOutput:
-    """sample (B, C, H, W) or, with learned sigma, (B, 2C, H, W); mask (B, C, H, W); attention (B, h, w), Eq. 7;
-    maps (B, M, heads, h, w), every block's and head's."""
+    """sample (B, C, H, W), the predicted noise or velocity, or with learned sigma (B, 2C, H, W); mask (B, C, H, W);
+    attention (B, h, w), Eq. 7; maps (B, M, heads, h, w), every block's and head's."""
 
     sample: Tensor
     mask: Tensor
@@ -183,11 +216,13 @@ class TransformerOutput:
 
 
 class DefectDiffuTransformer(ModelMixin, ConfigMixin):
-    """Predicts the noise in a latent, and the latent of the defect's mask, from three prompts (Fig. 2).
+    """Predicts the noise (or velocity) in a latent and the latent of the defect's mask, from three prompts (Fig. 2).
 
     sample_size: side of the latent; in_channels: its channels C; text_dim: width of the text embeddings.
     background_blocks, defect_blocks, fusion_blocks: N, M and K of the paper.
     attention_over: "positions" (as released) or "tokens" (Eq. 5).
+    prediction: "noise" (Eq. 2) or "velocity" (`losses.velocity`); schedulers are told by the pipeline.
+    convolution: a 3 x 3 depthwise convolution in every block's MLP, for models that start from nothing.
     null_product: the word that stands for no product in particular in prompts.
     frequency_shift: 1 where the step's frequencies fall as i / 127, as in diffusers' DiT; 0 where as i / 128, as in the
     original. released: hidden widths of the released code's mask head; the model is then that code's, GELU exact.
@@ -212,6 +247,8 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         text_dim: int = 64,
         attention_over: str = "positions",
         learn_sigma: bool = False,
+        prediction: str = "noise",
+        convolution: bool = False,
         frequency_shift: int = 1,
         released: tuple[int, int] | None = None,
         null_product: str = "industry",
@@ -220,6 +257,11 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_choice("attention_over", attention_over, ATTENTION_OVER)
+        check_choice("prediction", prediction, PREDICTIONS)
+        if learn_sigma and prediction != "noise":
+            raise InputError(
+                'learn_sigma goes with prediction "noise": the bound that trains the variance is of the noise'
+            )
         if sample_size % patch_size or width % heads or width % 4:
             raise InputError(
                 f"sample_size {sample_size} must be a multiple of patch_size {patch_size}, "
@@ -236,11 +278,13 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False  # switched by `enable_gradient_checkpointing`
         cross = CROSS_ATTENTION[attention_over]
         gelu = "tanh" if released is None else "none"
-        self.background_part = nn.ModuleList(Block(width, heads, gelu=gelu) for _ in range(background_blocks))
-        self.defect_part = nn.ModuleList(
-            Block(width, heads, cross(width, text_dim, heads), gelu) for _ in range(defect_blocks)
-        )
-        self.fusion_part = nn.ModuleList(Block(width, heads, gelu=gelu) for _ in range(fusion_blocks))
+
+        def block(cross_attention: nn.Module | None = None) -> Block:
+            return Block(width, heads, cross_attention, gelu, convolution)
+
+        self.background_part = nn.ModuleList(block() for _ in range(background_blocks))
+        self.defect_part = nn.ModuleList(block(cross(width, text_dim, heads)) for _ in range(defect_blocks))
+        self.fusion_part = nn.ModuleList(block() for _ in range(fusion_blocks))
 
         patch = patch_size**2
         self.final_adaln = nn.Linear(width, 2 * width)
@@ -262,11 +306,15 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         nn.init.zeros_(self.patch_embed.proj.bias)
-        # adaLN-Zero: gates, cross-attention and output start at zero, so every block starts as the identity.
+        # adaLN-Zero: gates, cross-attention and output start at zero, so every block starts as the identity; its
+        # convolution starts without an effect, too.
         for block in [*self.background_part, *self.defect_part, *self.fusion_part]:
             nn.init.zeros_(block.adaln.weight)
             if block.cross_attention is not None:
                 block.cross_attention.zero_output()
+            if block.mlp.neighbours is not None:
+                nn.init.zeros_(block.mlp.neighbours.weight)
+                nn.init.zeros_(block.mlp.neighbours.bias)
         for layer in (self.final_adaln, self.final):
             nn.init.zeros_(layer.weight)
 

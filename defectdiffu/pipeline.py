@@ -23,6 +23,7 @@ from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.prompts import GOOD, PromptEncoder
 
+PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -42,7 +43,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         pipe = DefectDiffuPipeline.from_pretrained("tiny")
         out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])
 
-    `scheduler` may be any diffusers scheduler for noise prediction. guidance, w_p, w_d, num_inference_steps: what a
+    `scheduler` may be any diffusers scheduler that knows what the transformer predicts, noise or velocity: it is set to
+    that. guidance, w_p, w_d, num_inference_steps: what a
     call uses unless it says otherwise.
     """
 
@@ -62,6 +64,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
     ):
         super().__init__()
         autoencoder.mend_tiling(vae)
+        follow(scheduler, transformer.config.prediction)  # so that it is saved with it
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
@@ -166,28 +169,38 @@ class DefectDiffuPipeline(DiffusionPipeline):
         latents = torch.stack([torch.randn(channels, size, size, generator=g) for g in generators]).to(device)
         strength = torch.tensor(w_d, device=device).view(-1, 1, 1, 1)
 
+        follow(self.scheduler, self.transformer.config.prediction)
         self.scheduler.set_timesteps(steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
         extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         last = masks.averaged_steps(steps)
         timesteps = self.scheduler.timesteps
-        predicted = []  # decoded at the end: offloaded, transformer and autoencoder then change places but once
+        seen = []  # decoded at the end: offloaded, transformer and autoencoder then change places but once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
             branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
-            noise, mask = guide(branches, guidance, w_p, strength)
-            latents = self.scheduler.step(noise.float(), t, latents, **extra).prev_sample
+            predicted, mask = guide(branches, guidance, w_p, strength)
+            latents = self.scheduler.step(predicted.float(), t, latents, **extra).prev_sample
             if i >= len(timesteps) - last:
-                predicted.append(mask)
+                seen.append(mask)
             if callback is not None:
                 callback(i, t, latents, branches)
             tick()
-        probability = sum(masks.to_probability(self._decode(mask)) / last for mask in predicted)
+        probability = sum(masks.to_probability(self._decode(mask)) / last for mask in seen)
         pictures = ((self._decode(latents) + 1) * 127.5).round().to(torch.uint8)
         return pictures.permute(0, 2, 3, 1).cpu().numpy(), probability.cpu().numpy()
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()
+
+
+def follow(scheduler, prediction: str) -> None:
+    """Set a scheduler to what the transformer predicts. Raises `InputError` for one that does not know it."""
+    if "prediction_type" not in scheduler.config:
+        raise InputError(
+            f"{type(scheduler).__name__} cannot be used: it has no prediction_type ({prediction} is predicted)"
+        )
+    scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction])
 
 
 @contextmanager

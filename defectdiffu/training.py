@@ -6,6 +6,8 @@ the same batch, take the same steps as one.
 """
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from defectdiffu.data.splitting import hold_out, parse_pairs, split
 from defectdiffu.errors import InputError
 from defectdiffu.guidance import drop_conditions
 from defectdiffu.latents import Latents, Pictures, cached_latents
-from defectdiffu.loop import fit
+from defectdiffu.loop import fit, seconds_per_step
 from defectdiffu.masks import resize_mask, to_picture
 from defectdiffu.memory import explained
 from defectdiffu.model import DefectDiffuTransformer
@@ -32,6 +34,7 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import GOOD, PromptEncoder
 from defectdiffu.sharding import build_accelerator, is_sharded
 
+SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, watching and the export
 COMPONENT_BATCHES = 64  # whose patches a new autoencoder's principal components are those of
 
 
@@ -53,10 +56,16 @@ class Denoiser(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """The terms of Eq. 11 for a batch of latents x (B, C, H, W), noise, steps t (B,), mask latents (B, C, H, W),
-        mask regions (B, H, W) and the names of the conditions; "loss" is their sum."""
+        mask regions (B, H, W) and the names of the conditions; "loss" is their sum.
+
+        Where the velocity is predicted, Eqs. 2 and 10 are taken of it ("velocity", "defect"); "noise" is then the error
+        of the noise that it implies, to compare by, and no part of the sum."""
         x, noise, t, region = batch["x"], batch["noise"], batch["t"], batch["region"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and hasattr(self, "text_encoder")):
             conditions = self.encoder.conditions(batch["products"], batch["defects"])
+        kind = self.transformer.config.prediction
+        a_bar = self.scheduler.alphas_cumprod.to(x)[t]
+        target = noise if kind == "noise" else losses.velocity(x, noise, a_bar)
         out = self.transformer(self.scheduler.add_noise(x, noise, t), t, **vars(conditions))
         predicted, variance = out.sample[:, : x.shape[1]].float(), out.sample[:, x.shape[1] :].float()
 
@@ -64,12 +73,17 @@ class Denoiser(nn.Module):
         ratio = losses.clamp_ratio(ratio if self.loss.ratio_gradient else ratio.detach())
         if self.loss.fixed_ratio is not None:
             ratio = torch.full_like(ratio, self.loss.fixed_ratio)
+        # Mean 1 over all steps, so that lambda keeps its meaning.
+        weight = a_bar / self.scheduler.alphas_cumprod.mean() if self.loss.mask_by_signal else None
         terms = {
-            "noise": losses.noise_loss(predicted, noise),
-            "defect": losses.defect_loss(predicted, noise, region, ratio),
-            "mask": losses.mask_loss(out.mask.float(), batch["mask"]),
+            kind: losses.noise_loss(predicted, target),
+            "defect": losses.defect_loss(predicted, target, region, ratio),
+            "mask": losses.mask_loss(out.mask.float(), batch["mask"], weight),
         }
-        loss = losses.total_loss(terms["noise"], terms["defect"], terms["mask"], self.loss.mask_weight)
+        loss = losses.total_loss(terms[kind], terms["defect"], terms["mask"], self.loss.mask_weight)
+        if kind == "velocity":
+            error = (predicted.detach() - target).square().mean((1, 2, 3))
+            terms["noise"] = (a_bar * error).mean()
         if variance.numel():
             terms["variance"] = losses.variance_bound_loss(predicted, variance, noise, t, self.scheduler.alphas_cumprod)
             loss = loss + terms["variance"]
@@ -94,6 +108,7 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
     data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
     `InputError` for unusable data and for an `out` that was begun with other settings.
     """
+    began = time.perf_counter()
     accelerator = build_accelerator(precision())
     check_shares(preset, accelerator)
     samples = read_samples(preset, data)
@@ -128,14 +143,20 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
         if accelerator.is_main_process:
             save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
 
+    def batch_at(step: int) -> dict:
+        return draw_batch(latents, preset, step, accelerator)
+
     settings = preset.training
+    steps = settings.steps
+    if settings.minutes is not None:
+        steps = planned_steps(accelerator, denoiser, batch_at, preset, out, began)
     with explained(preset, precision(), accelerator.num_processes):
         fit(
             accelerator,
             denoiser,
-            lambda step: draw_batch(latents, preset, step, accelerator),
+            batch_at,
             out / "checkpoints",
-            steps=settings.steps,
+            steps=steps,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             warmup_steps=settings.warmup_steps,
@@ -152,6 +173,22 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
         export(pipe, out)
     accelerator.wait_for_everyone()
     return out
+
+
+def planned_steps(
+    accelerator: Accelerator, denoiser: Denoiser, batch_at: Callable, preset: Preset, out: Path, began: float
+) -> int:
+    """How many steps fit into `training.minutes`, counted from `began`; planned once, so a resumed run keeps them."""
+    file = out / "plan.json"
+    if not file.is_file():
+        per_step = seconds_per_step(accelerator, denoiser, batch_at, preset.training.accumulate)
+        left = preset.training.minutes * 60 - (time.perf_counter() - began)
+        steps = max(1, int(SHARE_FOR_STEPS * left / per_step))
+        if accelerator.is_main_process:
+            plan = {"steps": steps, "seconds_per_step": per_step, "samples": steps * preset.training.batch_size}
+            write_atomically(file, lambda path: path.write_text(json.dumps(plan, indent=2) + "\n"))
+        accelerator.wait_for_everyone()
+    return json.loads(file.read_text())["steps"]
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list:

@@ -264,9 +264,9 @@ def sample(combine, pairs, seeds, watch=None):
             pipe.transformer, x, t.expand(len(x)), conditions
         )
         if watch:
-            watch(int(t), x, branches.noise)
+            watch(int(t), x, branches.predicted)
         step = pipe.scheduler.step(
-            combine(branches.noise), t, x, generator=generators
+            combine(branches.predicted), t, x, generator=generators
         )
         x = step.prev_sample
     return to_images(x)
@@ -624,7 +624,7 @@ three = {name: prompts([PAIRS[0]] * 4)[name] for name in ("gp", "g0", "d0")}
 
 @torch.no_grad()
 def shared():
-    return evaluate_branches(pipe.transformer, x, t, three).noise
+    return evaluate_branches(pipe.transformer, x, t, three).predicted
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def test_with_one_prompt_no_branch_takes_anothers_background(form):
     for branch, condition in conditions.items():
         for row in range(2):
             alone = pipe.transformer(x[row : row + 1], t[row : row + 1], **vars(condition)).sample[0]
-            torch.testing.assert_close(found.noise[branch][row], alone, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found.predicted[branch][row], alone, atol=1e-5, rtol=0)
 
 
 def test_weights_remember_their_one_prompt(tmp_path):

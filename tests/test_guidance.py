@@ -1,3 +1,4 @@
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -5,6 +6,7 @@ from helpers import random_pipeline
 
 from defectdiffu import InputError
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, drop_conditions, evaluate_branches, guide
+from defectdiffu.losses import noise_of_velocity, picture_of_velocity
 from defectdiffu.prompts import GOOD
 
 NULL = "industry"
@@ -137,17 +139,17 @@ def test_sharing_the_background_equals_separate_passes(form, changes):
     conditions = branch_conditions(pipe.encoder, form, "tile", "crack", NULL)
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([5, 500, 900])
     shared = evaluate_branches(pipe.transformer, x, t, conditions)
-    assert tuple(shared.noise) == GUIDANCES[form].branches
+    assert tuple(shared.predicted) == GUIDANCES[form].branches
     for branch, condition in conditions.items():
         for row in range(3):
             out = pipe.transformer(x[row : row + 1], t[row : row + 1], **vars(condition))
             for found, naive in (
-                (shared.noise, out.sample[:, :4]),
+                (shared.predicted, out.sample[:, :4]),
                 (shared.mask, out.mask),
                 (shared.attention, out.attention),
             ):
                 torch.testing.assert_close(found[branch][row], naive[0], atol=1e-5, rtol=0)
-    assert not torch.allclose(*(shared.noise[b] for b in GUIDANCES[form].branches[:2]), atol=1e-3)
+    assert not torch.allclose(*(shared.predicted[b] for b in GUIDANCES[form].branches[:2]), atol=1e-3)
 
 
 @pytest.mark.parametrize(("form", "products"), [("double_free", 2), ("defect_only", 1), ("product_aware", 2)])
@@ -179,3 +181,30 @@ def test_branches_are_told_what_their_names_say(pipe):
 def test_unknown_guidance_is_named(pipe):
     with pytest.raises(InputError, match="unknown guidance 'double': did you mean double_free"):
         branch_conditions(pipe.encoder, "double", "tile", "crack", NULL)
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_guiding_the_velocity_is_guiding_the_noise(form, name):
+    """The same branches said as noise and as velocity: the same guided noise, x_0 and next latent at every step."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn() -> torch.Tensor:
+        return torch.randn(2, 4, 4, 4, dtype=torch.float64, generator=generator)
+
+    guide = GUIDANCES[form].combine
+    by_noise, by_velocity = (getattr(diffusers, name)(prediction_type=p) for p in ("epsilon", "v_prediction"))
+    by_noise.set_timesteps(10)
+    by_velocity.set_timesteps(10)
+    x, w_d = drawn(), scales(0.5, 2.0).double()
+    for t in by_noise.timesteps:
+        a_bar = by_noise.alphas_cumprod.double()[t].expand(2)
+        said = {branch: drawn() for branch in GUIDANCES[form].branches}
+        v = guide(said, 1.5, w_d)
+        noise = guide({branch: noise_of_velocity(value, x, a_bar) for branch, value in said.items()}, 1.5, w_d)
+        torch.testing.assert_close(noise_of_velocity(v, x, a_bar), noise, atol=1e-5, rtol=0)
+        picture = (x - (1 - a_bar[0]).sqrt() * noise) / a_bar[0].sqrt()
+        torch.testing.assert_close(picture_of_velocity(v, x, a_bar), picture, atol=1e-5, rtol=0)
+        after = by_velocity.step(v, t, x).prev_sample
+        x = by_noise.step(noise, t, x).prev_sample
+        torch.testing.assert_close(after, x, atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers import random_pipeline, tiny_preset
 from torch.distributions import Normal, kl_divergence
 
@@ -20,6 +21,29 @@ def test_noise_and_mask_losses_are_means_over_all_elements():
     predicted, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
     assert losses.noise_loss(predicted, target) == 7.5
     assert losses.mask_loss(predicted, target) == 7.5
+
+
+def test_velocity_by_hand():
+    """x = 2, noise = 1, half signal: x_t = 3 / sqrt(2), v = (1 - 2) / sqrt(2)."""
+    x, noise, a_bar = torch.full((1, 1, 1, 1), 2.0), torch.ones(1, 1, 1, 1), torch.tensor([0.5])
+    assert float(losses.velocity(x, noise, a_bar)) == pytest.approx(-(0.5**0.5))
+
+
+def test_velocity_picture_and_noise_are_one_statement():
+    """At every step a velocity gives back the picture and the noise it was made of; diffusers has the same one."""
+    scheduler = DDPMScheduler(1000)
+    t = torch.arange(1000)
+    x, noise = torch.randn(2, 1000, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a_bar = scheduler.alphas_cumprod.double()[t]
+    v, x_t = losses.velocity(x, noise, a_bar), scheduler.add_noise(x, noise, t)
+    torch.testing.assert_close(losses.noise_of_velocity(v, x_t, a_bar), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.picture_of_velocity(v, x_t, a_bar), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(v, scheduler.get_velocity(x, noise, t), atol=1e-5, rtol=0)
+
+
+def test_mask_loss_weighs_images():
+    predicted, target = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    assert losses.mask_loss(predicted, target, torch.tensor([3.0, 0.5])) == (3 * 1 + 0.5 * 4) / 2
 
 
 def test_attention_map_is_the_mean_of_the_maps():

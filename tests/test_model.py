@@ -52,6 +52,27 @@ def test_sizes_of_the_presets():
     assert 675 < sizes["paper"] < 775
 
 
+@torch.no_grad()
+def test_the_convolution_starts_without_effect_and_reaches_the_eight_neighbours():
+    plain, model = small(), small(convolution=True)
+    given = inputs()
+    stir(plain)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(model(**given).sample, plain(**given).sample, atol=1e-6, rtol=0)
+    mlp = model.background_part[0].mlp
+    stir(mlp)
+    x = torch.zeros(1, 16, 32)  # 4 x 4 tokens
+    other = x.clone()
+    other[0, 5] = 1  # row 1, column 1
+    changed = (mlp(other) - mlp(x)).abs().amax(-1).view(4, 4) > 1e-6
+    assert changed[:3, :3].all() and not changed[3].any() and not changed[:, 3].any()
+
+
+def test_learned_sigma_needs_the_noise():
+    with pytest.raises(InputError, match="learn_sigma"):
+        small(prediction="velocity", learn_sigma=True)
+
+
 @BOTH
 @torch.no_grad()
 def test_a_new_transformer_changes_nothing(attention_over):

@@ -10,6 +10,7 @@ from helpers import DEFECTS, in_another_process, random_pipeline
 from safetensors.torch import load_file, save_file
 
 from defectdiffu import DefectDiffuPipeline, InputError
+from defectdiffu.pipeline import PREDICTION_TYPES
 
 
 def pixels(out) -> np.ndarray:
@@ -114,7 +115,7 @@ def test_every_frame_of_a_sweep_starts_from_the_same_noise(pipe):
     assert seen[0][1] > seen[1][1]
     assert seen[0][2].shape == (3, 4, 8, 8)
     for row in (1, 2):
-        for noise in seen[0][3].noise.values():
+        for noise in seen[0][3].predicted.values():
             torch.testing.assert_close(noise[row], noise[0])
         assert not torch.allclose(seen[0][2][row], seen[0][2][0])
 
@@ -142,6 +143,33 @@ def test_any_scheduler_works(pipe, name):
     assert np.isfinite(out.mask_probs).all()
     assert pixels(out).std() > 0
     assert (pixels(pipe(**given)) == pixels(out)).all()  # nothing is left over from the call before
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
+def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
+    """A scheduler made for the other prediction gives the same pictures as one made for this."""
+    pipe = random_pipeline(model={"prediction": prediction})
+    given = {"product": "tile", "defect": "crack", "num_images": 2}
+    pictures = []
+    for kind in ("epsilon", "v_prediction"):
+        pipe.scheduler = getattr(diffusers, name)(prediction_type=kind)
+        pictures.append(pixels(pipe(**given)))
+    assert (pictures[0] == pictures[1]).all()
+    assert pipe.scheduler.config.prediction_type == PREDICTION_TYPES[prediction]
+
+
+def test_what_is_predicted_is_saved_with_the_scheduler(tmp_path):
+    random_pipeline(model={"prediction": "velocity"}).save_pretrained(tmp_path)
+    assert (
+        json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+    )
+
+
+def test_a_scheduler_that_knows_no_prediction_is_refused(pipe):
+    pipe.scheduler = diffusers.KarrasVeScheduler()
+    with pytest.raises(InputError, match=r"KarrasVeScheduler.*prediction_type"):
+        pipe(product="tile")
 
 
 class Constant:

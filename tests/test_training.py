@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, sharding, training
+from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, losses, sharding, training
 from defectdiffu.checkpoints import load_newest_checkpoint
 from defectdiffu.config import Preset
 from defectdiffu.loop import fit, schedule, take_step
@@ -34,9 +34,16 @@ from defectdiffu.training import Denoiser, train
 # The loop
 
 
-@pytest.mark.parametrize("attention_over", ["positions", "tokens"])
-def test_one_batch_is_learned_by_heart(attention_over):
-    pipe = random_pipeline(model={"width": 64, "attention_over": attention_over})
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"attention_over": "positions", "prediction": "noise", "convolution": False},
+        {"attention_over": "tokens", "prediction": "noise", "convolution": False},
+        {"attention_over": "tokens", "prediction": "velocity", "convolution": True},
+    ],
+)
+def test_one_batch_is_learned_by_heart(model):
+    pipe = random_pipeline(model={"width": 64, **model})
     denoiser = Denoiser(pipe.transformer, pipe.encoder, tiny_preset())
     torch.manual_seed(0)
     x, noise, mask = torch.randn(3, 2, 4, 8, 8)
@@ -53,6 +60,25 @@ def test_one_batch_is_learned_by_heart(attention_over):
         optimizer.step()
         losses.append(float(terms["loss"].detach()))
     assert losses[-1] < losses[0] / 10
+
+
+def test_the_noise_error_that_a_velocity_implies():
+    pipe = random_pipeline(model={"prediction": "velocity"})
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, tiny_preset())
+    torch.manual_seed(0)
+    x, noise, mask = torch.randn(3, 2, 4, 8, 8)
+    t = torch.tensor([900, 300])
+    batch = {"x": x, "noise": noise, "t": t, "mask": mask, "region": torch.ones(2, 8, 8)}
+    batch |= {"products": ["tile", "hazelnut"], "defects": ["crack", "good"]}
+    with torch.no_grad():
+        terms = denoiser(batch)
+        x_t = denoiser.scheduler.add_noise(x, noise, t)
+        conditions = pipe.encoder.conditions(batch["products"], batch["defects"])
+        v = pipe.transformer(x_t, t, **vars(conditions)).sample
+    implied = losses.noise_of_velocity(v, x_t, denoiser.scheduler.alphas_cumprod[t])
+    torch.testing.assert_close(terms["noise"], losses.noise_loss(implied, noise))
+    expected = terms["velocity"] + terms["defect"] + denoiser.loss.mask_weight * terms["mask"]
+    torch.testing.assert_close(terms["loss"], expected)
 
 
 class Toy(nn.Module):

@@ -113,10 +113,11 @@ def write_dataset(
     size: int = DRAWN,
     seed: int = 0,
     held_out: bool = False,
+    good: int | None = None,
 ) -> None:
     """Write the few-shot set in MVTec AD's layout: the pairs of `PAIRS` among the given products and defects.
 
-        out/<product>/train/good/000.png ...                       10 * per_pair sound specimens
+        out/<product>/train/good/000.png ...                       `good` defect-free specimens (10 * per_pair)
         out/<product>/test/<defect>/000.png ...                    per_pair images, strength uniform in [0.25, 1]
         out/<product>/ground_truth/<defect>/000_mask.png ...       their masks
 
@@ -135,7 +136,8 @@ def write_dataset(
 
     sets = pairs if held_out else [(p, "good") for p in dict.fromkeys(products)] + pairs
     kinds = ["good", *DEFECTS]
-    with tqdm(total=sum(per_pair * (10 if d == "good" else 1) for _, d in sets), unit="image") as progress:
+    good = 10 * per_pair if good is None else good
+    with tqdm(total=sum(good if d == "good" else per_pair for _, d in sets), unit="image") as progress:
         for product, defect in sets:
             images = out / product / ("train" if defect == "good" else "test") / defect
             masks = out / product / "ground_truth" / defect
@@ -144,7 +146,7 @@ def write_dataset(
                 masks.mkdir(parents=True)
             # Every set has a block of a million seeds to itself, so no two sets share a specimen.
             block = (seed * len(PRODUCTS) + list(PRODUCTS).index(product)) * len(kinds) + kinds.index(defect)
-            for i in range(per_pair * (10 if defect == "good" else 1)):
+            for i in range(good if defect == "good" else per_pair):
                 specimen = block * 10**6 + i
                 strength = _stream(specimen, "strength").uniform(0.25, 1)
                 image, mask, _ = render(product, defect, strength, specimen, size)
