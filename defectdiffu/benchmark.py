@@ -125,7 +125,7 @@ def sample_ours(preset: Preset) -> Work:
     if device.type == "cuda":
         pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
     x, t = noise_and_step(pipe)
-    conditions = branch_conditions(pipe.encoder, "double_free", *PAIR, preset.model.null_product)
+    conditions = branch_conditions(pipe.encoder, "double_free", *([name] for name in PAIR), preset.model.null_product)
     flop = STEPS * count(lambda: evaluate_branches(pipe.transformer, x, t, conditions))
 
     def sample() -> None:
@@ -150,7 +150,7 @@ def sample_baseline(preset: Preset) -> Work:
 
     def conditions():
         pipe.encoder.forget()
-        return branch_conditions(pipe.encoder, "double_free", *PAIR, preset.model.null_product)
+        return branch_conditions(pipe.encoder, "double_free", *([name] for name in PAIR), preset.model.null_product)
 
     def sample() -> None:
         latents, prompts = x, conditions()

@@ -4,7 +4,7 @@ Branches are named by their two conditions: the defect d or good g, then the pro
 epsilon(x_t, t, c_d, null), the defect on no product in particular.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,16 +86,18 @@ class Branches:
 
 
 def branch_conditions(
-    encoder: PromptEncoder, guidance: str, product: str, defect: str, null_product: str
+    encoder: PromptEncoder, guidance: str, products: Sequence[str], defects: Sequence[str], null_product: str
 ) -> dict[str, Conditions]:
-    """The prompts of every branch that `guidance` needs, each a batch of one."""
+    """The prompts of every branch that `guidance` needs, for B images: their products and their defects."""
     check_choice("guidance", guidance, GUIDANCES)
-    name = {"p": product, "0": null_product, "d": defect, "g": GOOD}
-    return {b: encoder.conditions([name[b[1]]], [name[b[0]]]) for b in GUIDANCES[guidance].branches}
+    n = len(products)
+    names = {"p": list(products), "0": [null_product] * n, "d": list(defects), "g": [GOOD] * n}
+    return {b: encoder.conditions(names[b[1]], names[b[0]]) for b in GUIDANCES[guidance].branches}
 
 
 def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, Conditions]) -> Branches:
-    """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,).
+    """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,); conditions: of each image, or one for
+    all.
 
     The background blocks see the product alone, so (g, null) and (d, null) are in the same state after them: that
     pass is made once for each distinct product. What remains runs as one batch over the branches.

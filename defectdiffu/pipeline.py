@@ -104,11 +104,11 @@ class DefectDiffuPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        product: str,
-        defect: str = GOOD,
+        product: str | Sequence[str],
+        defect: str | Sequence[str] = GOOD,
         w_d: float | Sequence[float] | None = None,
         w_p: float | None = None,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int | None = None,
         seeds: Sequence[int] | None = None,
         guidance: str | None = None,
@@ -117,36 +117,44 @@ class DefectDiffuPipeline(DiffusionPipeline):
     ) -> DefectDiffuOutput:
         """Generate `num_images` pairs.
 
-        w_d: strength of the defect, one number or one per image; w_p: strength of the product. seeds: one per image,
+        product, defect: one name for all images or one per image. w_d: strength of the defect, likewise; w_p: strength
+        of the product. num_images: as many as there are of what is given per image, else 1. seeds: one per image,
         0, 1, 2, ... unless given; image i depends on seeds[i] alone, so a sweep over w_d starts every frame from the
         same noise. callback(step, t, latents, branches) is called after every step with the batch's noisy latents
         and what each branch predicted. Raises `InputError` for names the model does not know, and where the GPU's
         memory runs out, saying what saves how much.
         """
         config = self.config
-        check_choice("product", product, [*self.products, self.transformer.config.null_product])
-        check_choice("defect", defect, [*self.defects, GOOD])
         guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
         w_p = config.w_p if w_p is None else w_p
         w_d = config.w_d if w_d is None else w_d
         steps = num_inference_steps or config.num_inference_steps
-        seeds = list(range(num_images)) if seeds is None else [int(s) for s in seeds]
-        w_d = [float(w_d)] * num_images if np.isscalar(w_d) else [float(w) for w in w_d]
+        per_image = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
+        if num_images is None:
+            num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
         if num_images < 1 or steps < 1 or batch_size < 1:
             raise InputError("num_images, num_inference_steps and batch_size must be at least 1")
-        for what, values in (("seeds", seeds), ("w_d", w_d)):
-            if len(values) != num_images:
-                raise InputError(f"{len(values)} {what} for {num_images} images: give one per image")
-
+        per_image["seeds"] = range(num_images) if seeds is None else seeds
+        for what, values in per_image.items():
+            per_image[what] = [values] * num_images if np.isscalar(values) else list(values)
+            if len(per_image[what]) != num_images:
+                raise InputError(f"{len(per_image[what])} {what} for {num_images} images: give one per image")
+        products, defects = per_image["product"], per_image["defect"]
+        w_d, seeds = [float(w) for w in per_image["w_d"]], [int(s) for s in per_image["seeds"]]
         null = self.transformer.config.null_product
+        for name in dict.fromkeys(products):
+            check_choice("product", name, [*self.products, null])
+        for name in dict.fromkeys(defects):
+            check_choice("defect", name, [*self.defects, GOOD])
+
         pictures, probabilities = [], []
         with (
             sampling_explained(self, min(batch_size, num_images)),
             self.progress_bar(total=-(-num_images // batch_size) * steps) as bar,
         ):
-            conditions = branch_conditions(self.encoder, guidance, product, defect, null)
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
+                conditions = branch_conditions(self.encoder, guidance, products[batch], defects[batch], null)
                 picture, probability = self._sample(
                     conditions, guidance, w_p, w_d[batch], seeds[batch], steps, callback, bar.update
                 )

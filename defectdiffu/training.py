@@ -389,8 +389,7 @@ def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: 
 def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Path, columns: int = 12) -> None:
     """One picture over its mask for up to `columns` pairs spread over all there are, seeds 0, 1, 2, ..."""
     shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(columns, len(pairs))).astype(int)]
-    tiles = []
-    for seed, (product, defect) in enumerate(shown):
-        out = pipe(product=product, defect=defect, seeds=[seed])
-        tiles.append(np.concatenate([np.asarray(out.images[0]), np.asarray(out.masks[0].convert("RGB"))]))
+    products, defects = zip(*shown, strict=True)
+    out = pipe(product=products, defect=defects)
+    tiles = [np.concatenate([i, m.convert("RGB")]) for i, m in zip(out.images, out.masks, strict=True)]
     write_atomically(path, lambda p: Image.fromarray(np.concatenate(tiles, 1)).save(p, "png"))

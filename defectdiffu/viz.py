@@ -16,7 +16,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from defectdiffu.data.procedural import contact_sheet
+from defectdiffu.data.procedural import PAIRS, contact_sheet
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.prompts import GOOD
 
@@ -247,12 +247,16 @@ def weights_sheet(pipe, strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -
     Each defect at `strengths`, all from one seed; "good" from that seed and those that follow it.
     """
 
-    def picture(product: str, defect: str) -> Image.Image:
-        settings = {"w_d": strengths, "seeds": [seed] * len(strengths)}
-        if defect == GOOD:
-            settings = {"w_d": 0, "seeds": [seed + i for i in range(len(strengths))]}
-        out = pipe(product=product, defect=defect, num_images=len(strengths), **settings)
-        masked = [overlay(image, mask) for image, mask in zip(out.images, out.masks, strict=True)]
-        return mosaic([out.images, masked], gap=2)
-
-    return contact_sheet(picture)
+    pairs = [(product, defect) for product, found in PAIRS.items() for defect in (GOOD, *found)]
+    frames = [(pair, w_d, seed + i * (pair[1] == GOOD)) for pair in pairs for i, w_d in enumerate(strengths)]
+    out = pipe(
+        product=[product for (product, _), _, _ in frames],
+        defect=[defect for (_, defect), _, _ in frames],
+        w_d=[0.0 if defect == GOOD else float(w_d) for (_, defect), w_d, _ in frames],
+        seeds=[seed for *_, seed in frames],
+        batch_size=16,
+    )
+    drawn: dict[tuple[str, str], list] = {pair: [] for pair in pairs}
+    for (pair, *_), image, mask in zip(frames, out.images, out.masks, strict=True):
+        drawn[pair].append((image, overlay(image, mask)))
+    return contact_sheet(lambda *pair: mosaic([*zip(*drawn[pair], strict=True)], gap=2))

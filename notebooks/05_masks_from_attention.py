@@ -161,7 +161,7 @@ print(f"{len(times)} steps, from t = {times[0]} to t = {times[-1]}")
 
 # %% tags=["hide-input"]
 null = config.null_product
-conditions = branch_conditions(pipe.encoder, GUIDANCE, PRODUCT, DEFECT, null)
+conditions = branch_conditions(pipe.encoder, GUIDANCE, [PRODUCT], [DEFECT], null)
 told_of_the_defect = conditions[GUIDANCES[GUIDANCE].defect]
 abar = pipe.scheduler.alphas_cumprod
 

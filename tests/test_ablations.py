@@ -39,7 +39,7 @@ def test_one_prompt_is_the_fusion_prompt_in_all_three_parts(pipe):
 @torch.no_grad()
 def test_with_one_prompt_no_branch_takes_anothers_background(form):
     pipe = random_pipeline(model={"one_prompt": True})
-    conditions = branch_conditions(pipe.encoder, form, "tile", "crack", "industry")
+    conditions = branch_conditions(pipe.encoder, form, ["tile"], ["crack"], "industry")
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 900])
     found = evaluate_branches(pipe.transformer, x, t, conditions)
     for branch, condition in conditions.items():

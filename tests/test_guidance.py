@@ -136,7 +136,7 @@ def test_the_mask_is_the_defect_branchs_and_the_good_ones_at_zero(form):
 @torch.no_grad()
 def test_sharing_the_background_equals_separate_passes(form, changes):
     pipe = random_pipeline(model=changes)
-    conditions = branch_conditions(pipe.encoder, form, "tile", "crack", NULL)
+    conditions = branch_conditions(pipe.encoder, form, ["tile"], ["crack"], NULL)
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([5, 500, 900])
     shared = evaluate_branches(pipe.transformer, x, t, conditions)
     assert tuple(shared.predicted) == GUIDANCES[form].branches
@@ -161,7 +161,7 @@ def test_the_background_runs_once_for_each_product(pipe, form, products):
             block.register_forward_pre_hook(
                 lambda module, args, part=part: rows.update({part: rows[part] + len(args[0])})
             )
-    conditions = branch_conditions(pipe.encoder, form, "tile", "crack", NULL)
+    conditions = branch_conditions(pipe.encoder, form, ["tile"], ["crack"], NULL)
     evaluate_branches(pipe.transformer, torch.randn(5, 4, 8, 8), torch.full((5,), 500), conditions)
     branches = len(GUIDANCES[form].branches)
     assert rows == {"background": 5 * products, "defect": 5 * branches, "fusion": 5 * branches}
@@ -169,7 +169,7 @@ def test_the_background_runs_once_for_each_product(pipe, form, products):
 
 @torch.no_grad()
 def test_branches_are_told_what_their_names_say(pipe):
-    conditions = branch_conditions(pipe.encoder, "product_aware", "tile", "crack", NULL)
+    conditions = branch_conditions(pipe.encoder, "product_aware", ["tile"], ["crack"], NULL)
     told = {"g0": (NULL, GOOD), "gp": ("tile", GOOD), "dp": ("tile", "crack")}
     assert conditions.keys() == told.keys()
     for branch, (product, defect) in told.items():
@@ -180,7 +180,7 @@ def test_branches_are_told_what_their_names_say(pipe):
 
 def test_unknown_guidance_is_named(pipe):
     with pytest.raises(InputError, match="unknown guidance 'double': did you mean double_free"):
-        branch_conditions(pipe.encoder, "double", "tile", "crack", NULL)
+        branch_conditions(pipe.encoder, "double", ["tile"], ["crack"], NULL)
 
 
 @FORMS

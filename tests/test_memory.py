@@ -124,7 +124,7 @@ def own(**changes):
 def test_what_the_transformer_needs_is_what_is_there_at_once(attention_over):
     model = {"width": 128, "background_blocks": 2, "attention_over": attention_over}
     pipe = random_pipeline(image_size=64, model=model)
-    conditions = branch_conditions(pipe.encoder, "double_free", "tile", "crack", "industry")
+    conditions = branch_conditions(pipe.encoder, "double_free", ["tile"], ["crack"], "industry")
     with Alive() as alive:
         evaluate_branches(pipe.transformer, torch.randn(4, 4, 16, 16), torch.zeros(4), conditions)
     assert sampling_memory(pipe, 4)["transformer"] == pytest.approx(alive.most / 1e9, rel=0.1)

@@ -89,6 +89,20 @@ def test_seeds_are_counted_from_zero(pipe):
     assert (pixels(pipe(**given)) == pixels(pipe(**given, seeds=[0, 1]))).all()
 
 
+def test_names_go_image_by_image(pipe):
+    """Many pairs in one batch: each picture is the one that it is alone, whatever stands beside it."""
+    given = {"product": ["tile", "hazelnut", "tile"], "defect": ["crack", "hole", "good"], "seeds": [5, 6, 7]}
+    together, one_by_one = pipe(**given), pipe(**given, batch_size=1)
+    assert len(together.images) == 3
+    for i in range(3):
+        alone = pipe(**{name: values[i] if name != "seeds" else [values[i]] for name, values in given.items()})
+        for out in (together, one_by_one):
+            assert close(pixels(alone)[0], pixels(out)[i])
+            np.testing.assert_allclose(alone.mask_probs[0], out.mask_probs[i], atol=1e-4)
+    one_product = pipe(product="tile", defect=given["defect"], seeds=[5, 5, 5])
+    assert close(pixels(one_product)[0], pixels(together)[0])
+
+
 def test_w_d_goes_image_by_image(pipe):
     given = {"product": "tile", "defect": "crack"}
     w_d = [0.0, 1.0, 4.0]
@@ -242,6 +256,8 @@ def test_what_was_trained_on_travels_with_the_weights(saved):
         ({"defect": "crak"}, "unknown defect 'crak': did you mean crack"),
         ({"guidance": "doublefree"}, "unknown guidance 'doublefree': did you mean double_free"),
         ({"num_images": 3, "seeds": [1, 2]}, "2 seeds for 3 images"),
+        ({"product": ["tile", "hazelnut"], "num_images": 3}, "2 product for 3 images"),
+        ({"defect": ["crack", "rust"]}, "rust"),
         ({"num_images": 3, "w_d": [1.0, 2.0]}, "2 w_d for 3 images"),
         ({"num_images": 0}, "must be at least 1"),
         ({"num_inference_steps": -1}, "must be at least 1"),

@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from defectdiffu import DefectDiffuPipeline, InputError, building, checkpoints, losses, sharding, training
 from defectdiffu.checkpoints import load_newest_checkpoint
 from defectdiffu.config import Preset
-from defectdiffu.loop import fit, schedule, take_step
+from defectdiffu.loop import fit, schedule, seconds_per_step, take_step
 from defectdiffu.training import Denoiser, train
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,6 +220,26 @@ def test_watched_pictures_are_not_trained_on(finished, data, tmp_path):
     newest = [load_newest_checkpoint(run / "checkpoints")[0] for run in (finished, tmp_path / "run")]
     assert newest[0].keys() == newest[1].keys()
     assert all(torch.equal(v, newest[1][k]) for k, v in newest[0].items())
+
+
+def test_steps_are_planned_by_the_rate_and_the_plan_is_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "seconds_per_step", lambda *arguments: 0.05)
+    preset = tiny_preset(training={"minutes": 0.5})
+    run = train(preset, [data], tmp_path / "run")
+    plan = json.loads((run / "plan.json").read_text())
+    assert 1 <= plan["steps"] <= 0.5 * 60 / 0.05
+    assert plan["samples"] == plan["steps"] * preset.training.batch_size
+    assert log(run)[-1]["step"] == plan["steps"]
+    monkeypatch.setattr(training, "seconds_per_step", lambda *arguments: 1 / 0)
+    train(preset, [data], run)
+    assert json.loads((run / "plan.json").read_text()) == plan
+
+
+def test_measuring_the_rate_leaves_the_module_as_it_is():
+    toy = Toy()
+    before = {name: value.clone() for name, value in toy.state_dict().items()}
+    assert 0 < seconds_per_step(Accelerator(), toy, toy_batch, 1, seconds=0.05) < 1
+    assert all(torch.equal(value, before[name]) for name, value in toy.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

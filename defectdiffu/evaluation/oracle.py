@@ -22,8 +22,9 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.training import precision
 
 Pair = tuple[str, str]
-# (product, defect, strength, num) to images uint8 (num, S, S, 3) and masks bool (num, S, S), seeds 0 to num - 1
-Source = Callable[[str, str, float, int], tuple[np.ndarray, np.ndarray]]
+# (P pairs, strength, num) to images uint8 (P, num, S, S, 3) and masks bool (P, num, S, S), seeds 0 to num - 1 each
+Source = Callable[[Sequence[Pair], float, int], tuple[np.ndarray, np.ndarray]]
+TOGETHER = 16  # pictures sampled in one batch, of as many pairs as that takes
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 SWEPT = 8  # pictures per pair that are drawn at every strength, at most: the sweep costs most of the time
@@ -59,9 +60,10 @@ def judge_pipeline(
     judge = judge or Judge.shipped(picture_size(pipeline))
     generated = sampler(pipeline)
 
-    def rendered(product: str, defect: str, strength: float, num: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = [render(product, defect, strength, RENDERED_SEEDS + i, judge.size) for i in range(num)]
-        return np.stack([d.normal if strength == 0 else d.image for d in drawn]), np.stack([d.mask > 0 for d in drawn])
+    def rendered(pairs: Sequence[Pair], strength: float, num: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn = [[render(*pair, strength, RENDERED_SEEDS + i, judge.size) for i in range(num)] for pair in pairs]
+        images = np.array([[d.normal if strength == 0 else d.image for d in row] for row in drawn])
+        return images, np.array([[d.mask > 0 for d in row] for row in drawn])
 
     w_d = float(pipeline.config.w_d)
     scores = {
@@ -100,11 +102,13 @@ def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
-        seeds = range(first_seed, first_seed + num)
+    def generated(pairs: Sequence[Pair], w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
+        products, defects = ([pair[i] for pair in pairs for _ in range(num)] for i in (0, 1))
+        seeds = [*range(first_seed, first_seed + num)] * len(pairs)
         with torch.autocast(device, torch.bfloat16, enabled=precision() == "bf16"):
-            out = pipeline(product=product, defect=defect, w_d=w_d, num_images=num, seeds=seeds)
-        return np.stack([np.asarray(i) for i in out.images]), np.stack([np.asarray(m) for m in out.masks]) > 0
+            out = pipeline(product=products, defect=defects, w_d=w_d, seeds=seeds, batch_size=TOGETHER)
+        images, masks = np.array([np.asarray(i) for i in out.images]), np.array([np.asarray(m) for m in out.masks]) > 0
+        return tuple(frames.reshape(len(pairs), num, *frames.shape[1:]) for frames in (images, masks))
 
     return generated
 
@@ -128,9 +132,13 @@ def measure(
     swept = sorted({0.0, *strengths})
     levels = sorted({*swept, strength})
     scores = {}
-    for product, defect in tqdm(pairs, "judging", unit="pair", leave=False, disable=None):
-        counts = [num if s == strength else min(num, SWEPT) for s in levels]
-        drawn = [source(product, defect, s, n) for s, n in zip(levels, counts, strict=True)]
+    pairs, counts = list(pairs), [num if s == strength else min(num, SWEPT) for s in levels]
+    per_draw = max(1, TOGETHER // num)
+    for number, (product, defect) in enumerate(tqdm(pairs, "judging", unit="pair", leave=False, disable=None)):
+        if number % per_draw == 0:
+            ahead = pairs[number : number + per_draw]
+            frames = [source(ahead, s, n) for s, n in zip(levels, counts, strict=True)]
+        drawn = [tuple(part[number % per_draw] for part in both) for both in frames]
         images, masks = zip(*(at_size(frames, judge.size) for frames in drawn), strict=True)
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)

@@ -69,7 +69,7 @@ def run(
             "real": {name: int(p.masks.any((1, 2)).sum()) for name, p in (("training", training), ("test", test))},
         }
         for name, pipe in pipes.items():
-            images, generated = sampler(pipe)(product, defect, pipe.config.w_d, num)
+            images, generated = (frames[0] for frames in sampler(pipe)([(product, defect)], pipe.config.w_d, num))
             pictures = [Image.fromarray(image) for image in images[:8]]
             overlaid = [viz.overlay(p, Image.fromarray(m)) for p, m in zip(pictures, generated, strict=False)]
             shown += [pictures, overlaid]
@@ -100,7 +100,8 @@ def _copied(pipe: DefectDiffuPipeline, samples: list[Sample], num: int) -> dict:
         for defect in defects:
             theirs = [s for s in samples if (s.product, s.defect) == (product, defect)]
             if len(theirs) > 1:
-                made, _ = at_size(sampler(pipe)(product, defect, pipe.config.w_d, num), judge.size)
+                drawn = tuple(frames[0] for frames in sampler(pipe)([(product, defect)], pipe.config.w_d, num))
+                made, _ = at_size(drawn, judge.size)
                 ratios += nearest_ratio(judge(made).features, judge_features(theirs, judge))[0].tolist()
     return {"nearest_ratio": bootstrap(ratios), "copies": bootstrap([r < COPY for r in ratios])}
 

@@ -123,6 +123,12 @@ def test_write_dataset(tmp_path):
     mask = Image.open(out / "screw/ground_truth/bent/001_mask.png")
     assert mask.mode == "L" and mask.size == (32, 32) and set(np.unique(mask)) == {0, 255}
 
+    more = tmp_path / "more"
+    write_dataset(more, products=["screw"], defects=["bent"], per_pair=1, size=32, good=3)
+    assert len(list(more.rglob("*.png"))) == 3 + 2
+    for name in ("train/good/002.png", "test/bent/000.png"):  # the same specimens, however many there are
+        assert (more / "screw" / name).read_bytes() == (out / "screw" / name).read_bytes()
+
     with pytest.raises(InputError, match="not empty"):
         write_dataset(out)
     write_dataset(tmp_path / "unseen", products=["zipper"], per_pair=1, size=32, held_out=True)

@@ -25,7 +25,11 @@ class Painter:
         self.defects = sorted({d for defects in pairs.values() for d in defects})
         self.draws_masks = draws_masks
 
-    def __call__(self, product, defect="good", w_d=1.0, num_images=1, seeds=None, num_inference_steps=None):
+    def __call__(self, product, defect, w_d, seeds, batch_size):
+        painted = [self.paint(p, d, w_d) for p, d, _ in zip(product, defect, seeds, strict=True)]
+        return SimpleNamespace(images=[image for image, _ in painted], masks=[mask for _, mask in painted])
+
+    def paint(self, product, defect, w_d):
         painted = "scratch" if defect == "crack" else defect
         image, mask = np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
         image[0, 0] = NAMES.index(product)
@@ -34,7 +38,7 @@ class Painter:
         image[rows] = 255
         if self.draws_masks:
             mask[rows] = 255
-        return SimpleNamespace(images=[Image.fromarray(image)] * num_images, masks=[Image.fromarray(mask)] * num_images)
+        return Image.fromarray(image), Image.fromarray(mask)
 
 
 class Reader:
@@ -120,9 +124,9 @@ def test_bad_input_is_named():
 def test_only_the_first_pictures_are_swept():
     asked = []
 
-    def source(product, defect, strength, num):
+    def source(pairs, strength, num):
         asked.append((strength, num))
-        return np.zeros((num, SIZE, SIZE, 3), np.uint8), np.zeros((num, SIZE, SIZE), bool)
+        return np.zeros((len(pairs), num, SIZE, SIZE, 3), np.uint8), np.zeros((len(pairs), num, SIZE, SIZE), bool)
 
     scores = measure(source, [("wood", "hole")], SWEPT + 2, (0.5, 1.0), 2.0, Reader())["wood", "hole"]
     assert asked == [(0.0, SWEPT), (0.5, SWEPT), (1.0, SWEPT), (2.0, SWEPT + 2)]
