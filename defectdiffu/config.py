@@ -213,16 +213,19 @@ PRESETS = {
 }
 
 
-def load_preset(name: str) -> Preset:
+def load_preset(name: str, _seen: tuple[Path, ...] = ()) -> Preset:
     """A preset by name, or from a JSON file that names its base and what it changes.
 
     The file holds `{"base": "tiny", "training": {"steps": 100}}`, or a whole preset as `to_dict` gives it.
     """
     if not name.endswith(".json"):
         return PRESETS[check_choice("preset", name, PRESETS)]
+    path = Path(name).resolve()
+    if path in _seen:
+        raise InputError(f"the preset {name} is its own base: name a base that does not lead back to it")
     try:
         values = json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the preset {name}: {error}") from error
     base = values.pop("base", None) if isinstance(values, dict) else None
-    return Preset.from_dict(values) if base is None else load_preset(base).replace(**values)
+    return Preset.from_dict(values) if base is None else load_preset(base, (*_seen, path)).replace(**values)

@@ -19,3 +19,20 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
     near = get_close_matches(name, choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
     raise InputError(f"unknown {kind} '{name}': {hint}")
+
+
+def check_folder_name(kind: str, name: str) -> str:
+    """Return `name` if it can be the name of one folder, else raise `InputError`: a name must not lead elsewhere."""
+    if name.startswith(".") or name != name.strip() or any(c in "/\\:" or not c.isprintable() for c in name or "/"):
+        raise InputError(
+            f"{kind} {name!r} cannot be a folder's name: no '/', '\\', ':', unprintable character, "
+            "leading '.' or space at an end"
+        )
+    return name
+
+
+def check_number(what: str, value: float, low: float, high: float) -> float:
+    """Return `value` if it is a number from `low` to `high`, else raise `InputError`."""
+    if not low <= value <= high:  # false for NaN, too
+        raise InputError(f"{what} is {value}: it must be from {low:g} to {high:g}")
+    return value

@@ -16,9 +16,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from defectdiffu.checkpoints import write_atomically, writing
-from defectdiffu.errors import InputError
+from defectdiffu.errors import InputError, check_folder_name, check_number
 from defectdiffu.memory import sampling_explained
-from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.pipeline import LARGEST_SCALE, LARGEST_SEED, DefectDiffuPipeline
 from defectdiffu.prompts import GOOD
 from defectdiffu.training import precision
 
@@ -75,15 +75,23 @@ def generate_folder(
     """
     if num < 1:
         raise InputError(f"num is {num}: it must be at least 1")
+    # Before any of them reaches a path: the names that weights bring along may be anybody's.
+    pipe.check_names(product, defect)
+    check_folder_name("product", product)
+    check_folder_name("defect", defect)
+    check_number("the last seed that may be tried", seed + ATTEMPTS * num - 1, 0, LARGEST_SEED)
     home, processes, is_new = out / product, PartialState(not torch.cuda.is_available()), not out.exists()
     target, truth = home / "test" / defect, home / "ground_truth" / defect
     defaults = pipe.config
     settings = {
         "w_d": defaults.w_d if w_d is None else w_d,
         "w_p": defaults.w_p if w_p is None else w_p,
-        "num_inference_steps": steps or defaults.num_inference_steps,
+        "num_inference_steps": defaults.num_inference_steps if steps is None else steps,
         "guidance": guidance or defaults.guidance,
     }
+    for name in ("w_d", "w_p"):
+        check_number(name, settings[name], -LARGEST_SCALE, LARGEST_SCALE)
+    check_number("steps", settings["num_inference_steps"], 1, pipe.scheduler.config.num_train_timesteps)
     work = out / f".part-{product}-{defect}"
     begin(work, {"num": num, "seed": seed, **settings, "weights": digest(pipe)}, (target, truth), processes)
 

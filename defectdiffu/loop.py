@@ -83,6 +83,8 @@ def fit(
         ema.shadow_params = [shard_like(tensors[f"ema.{n}"], p) for n, p in zip(names, ema.shadow_params, strict=True)]
         ema.optimization_step = start
         prefix = "optimizer."
+        if accelerator.scaler is not None and "scaler" in metadata:
+            accelerator.scaler.load_state_dict(metadata["scaler"])
         load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         del checkpoint, tensors
 
@@ -93,7 +95,8 @@ def fit(
         tensors |= {f"ema.{n}": whole(p) for n, p in zip(names, ema.shadow_params, strict=True)}
         tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
         if accelerator.is_main_process:
-            save_checkpoint(folder, step, tensors, {})
+            scaler = accelerator.scaler  # of gradients in fp16, else None
+            save_checkpoint(folder, step, tensors, {} if scaler is None else {"scaler": scaler.state_dict()})
 
     @torch.no_grad()
     def show_average() -> None:

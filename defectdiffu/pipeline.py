@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
-from defectdiffu.errors import InputError, check_choice
+from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
@@ -25,6 +25,8 @@ from defectdiffu.prompts import GOOD, PromptEncoder
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
+LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what a picture bears
+LARGEST_SEED = 2**63 - 1
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -84,6 +86,11 @@ class DefectDiffuPipeline(DiffusionPipeline):
     def defects(self) -> list[str]:
         return sorted({d for defects in self.pairs.values() for d in defects})
 
+    def check_names(self, product: str, defect: str) -> None:
+        """Raise `InputError`, naming the nearest ones, for names that the weights do not know."""
+        check_choice("product", product, [*self.products, self.transformer.config.null_product])
+        check_choice("defect", defect, [*self.defects, GOOD])
+
     @classmethod
     def from_pretrained(cls, name, **kwargs) -> "DefectDiffuPipeline":
         """Load by shipped name ("tiny"), local folder or hub id. Weights are read from safetensors only."""
@@ -97,7 +104,14 @@ class DefectDiffuPipeline(DiffusionPipeline):
             )
         kwargs = {"dtype": torch.float32} | kwargs
         with quiet():
-            pipe = super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
+            try:
+                pipe = super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
+            except OSError as error:
+                if folder.is_dir():
+                    raise
+                raise InputError(
+                    f"no weights '{name}': not a folder, and the hub cannot be reached or has none of that name"
+                ) from error
         pipe.register_to_config(_name_or_path=str(name))
         return pipe
 
@@ -128,7 +142,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
         w_p = config.w_p if w_p is None else w_p
         w_d = config.w_d if w_d is None else w_d
-        steps = num_inference_steps or config.num_inference_steps
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         per_image = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
         if num_images is None:
             num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
@@ -142,10 +156,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
         products, defects = per_image["product"], per_image["defect"]
         w_d, seeds = [float(w) for w in per_image["w_d"]], [int(s) for s in per_image["seeds"]]
         null = self.transformer.config.null_product
-        for name in dict.fromkeys(products):
-            check_choice("product", name, [*self.products, null])
-        for name in dict.fromkeys(defects):
-            check_choice("defect", name, [*self.defects, GOOD])
+        for pair in dict.fromkeys(zip(products, defects, strict=True)):
+            self.check_names(*pair)
+        for w in (w_p, *w_d):
+            check_number("a scale of guidance", w, -LARGEST_SCALE, LARGEST_SCALE)
+        for seed in seeds:
+            check_number("seed", seed, 0, LARGEST_SEED)
 
         pictures, probabilities = [], []
         with (

@@ -12,13 +12,16 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from defectdiffu.errors import InputError
+
 GOOD = "good"  # the defect's name for "no defect", c_g in the paper
 PREFIX = "A photo of"
+SPECIAL = ("<pad>", "<start>", "<unknown>", "<end>")
 
 
 def background_prompt(product: str) -> str:
@@ -94,6 +97,7 @@ class PromptEncoder:
         self.text_encoder = text_encoder
         self.one_prompt = one_prompt
         self._prefix_length = len(tokenizer(PREFIX, add_special_tokens=False).input_ids)
+        self._unknown = tokenizer.get_vocab().get(SPECIAL[2], -1)  # pretrained tokenizers know every word
         self._cache: dict[str, PromptEmbedding] = {}
 
     def forget(self) -> None:
@@ -117,6 +121,9 @@ class PromptEncoder:
         # One length for all, so that a prompt's embedding never depends on its neighbours.
         length = self.tokenizer.model_max_length
         batch = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        unknown = (batch.input_ids == self._unknown).any(1)
+        if unknown.any():
+            raise InputError(f"'{prompts[int(unknown.int().argmax())]}' has a word that the text encoder never learned")
         batch = batch.to(self.text_encoder.device)
         out = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         position = torch.arange(length, device=batch.input_ids.device)
@@ -136,20 +143,35 @@ class PromptEncoder:
         return Conditions(embedded[:n], embedded[n : 2 * n], embedded[2 * n :])
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise `InputError` for names that prompts cannot tell apart, or that the template or the tokenizer owns."""
+    seen: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        words = " ".join(_words(name).lower().split())
+        if not words or words in (*PREFIX.lower().split(), PREFIX.lower()) or set(words.split()) & set(SPECIAL):
+            raise InputError(f"'{name}' cannot be a product's or defect's name, the prompts use it: rename its folder")
+        if words in seen:
+            raise InputError(f"'{seen[words]}' and '{name}' are the same words in a prompt: rename one of the folders")
+        seen[words] = name
+
+
 def build_text_encoder(
     names: Iterable[str], width: int, layers: int, heads: int
 ) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
     """A small CLIP text model with a vocabulary of just the words in `names`, to be trained along.
 
     names: products and defects, the null product and "good" among them. Words, not pieces of words: "scratch" is one
-    token wherever it occurs, so that a defect's name can mean the same on every product.
+    token wherever it occurs, so that a defect's name can mean the same on every product. Raises `InputError` as
+    `check_names` does.
     """
+    names = list(names)
+    check_names(names)
     words = sorted({w for name in [PREFIX, *names] for w in _words(name).lower().split()})
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "<start>", "<unknown>", "<end>", *words])}
+    vocabulary = {w: i for i, w in enumerate([*SPECIAL, *words])}
     longest = max(len(_words(name).split()) for name in names)
     length = 2 + len(PREFIX.split()) + 2 * longest
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), WhitespaceSplit()  # as `words` is split
     special = [(t, vocabulary[t]) for t in ("<start>", "<end>")]
     tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=special)
     fast = PreTrainedTokenizerFast(

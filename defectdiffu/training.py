@@ -6,6 +6,7 @@ the same batch, take the same steps as one.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from defectdiffu.masks import resize_mask, to_picture
 from defectdiffu.memory import explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pipeline import DefectDiffuPipeline
-from defectdiffu.prompts import GOOD, PromptEncoder
+from defectdiffu.prompts import GOOD, PromptEncoder, check_names
 from defectdiffu.sharding import build_accelerator, is_sharded
 
 SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, watching and the export
@@ -127,6 +128,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
     torch.manual_seed(preset.training.seed)
     pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})
+    if not pairs and accelerator.is_main_process:
+        print("no picture of a defect: these weights will generate good pictures only", file=sys.stderr)
     trained_on = {product: [d for p, d in pairs if p == product] for product in sorted(set(pictures.products))}
     pipe = build_pipeline(preset, vae, trained_on)
     pipe.to(accelerator.device)
@@ -140,7 +143,7 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
         pipe.encoder.forget()
         if watched is not None:
             log["val"] = validate(denoiser, watched, preset, accelerator)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and pairs:
             save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
 
     def batch_at(step: int) -> dict:
@@ -192,9 +195,13 @@ def planned_steps(
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list:
-    """The samples of `data` to train on. Raises `InputError` for a pair to hold out that is not there, and where they
-    are fewer than a batch."""
+    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot tell apart, for a pair to
+    hold out that is not there, and where they are fewer than a batch."""
     samples = read_folder(*data)
+    products, null = sorted({s.product for s in samples}), preset.model.null_product
+    if null in products:
+        raise InputError(f"'{null}' stands for no product in particular: rename that folder or set model.null_product")
+    check_names([*products, *sorted({s.defect for s in samples}), GOOD, null])
     if preset.training.hold_out is not None:
         samples = hold_out(samples, parse_pairs(preset.training.hold_out))
     if preset.training.half_split:

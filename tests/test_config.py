@@ -76,6 +76,14 @@ def test_load_preset_by_name_and_from_a_file(tmp_path):
     assert load_preset(str(file)) == PRESETS["paper"]
 
 
+def test_a_preset_that_is_its_own_base_is_refused(tmp_path):
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text(json.dumps({"base": str(other)}))
+    other.write_text(json.dumps({"base": str(one)}))
+    with pytest.raises(InputError, match="its own base"):
+        load_preset(str(one))
+
+
 def test_load_preset_names_what_it_cannot_read(tmp_path):
     with pytest.raises(InputError, match="unknown preset 'boook': did you mean book"):
         load_preset("boook")

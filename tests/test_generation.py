@@ -226,6 +226,41 @@ def test_weights_that_do_not_fit_are_explained(weights, monkeypatch):
         load_pipeline(weights)
 
 
+@pytest.mark.parametrize("name", ["a/../../victim", "../victim", "hazelnut/crack", "", ".", "C:x", "a\nb"])
+def test_no_name_leads_out_of_the_folder(pipe, tmp_path, name):
+    """Neither asked for nor brought along by weights of others; a folder outside keeps what it has."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").touch()
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(InputError, match="unknown product"):
+        generate_folder(pipe, out, name, "crack", num=1)
+    pipe.transformer.register_to_config(trained_on={name: ["crack"], "tile": [name or "x"]})
+    for asked in ((name, "crack"), ("tile", name or ".")):
+        with pytest.raises(InputError):
+            generate_folder(pipe, out, *asked, num=1)
+    assert (victim / "kept").is_file() and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"w_d": float("nan")}, "w_d is nan"),
+        ({"w_p": float("inf")}, "w_p is inf"),
+        ({"w_d": 1e30}, "w_d is 1e[+]30"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"seed": -1, "num": 1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+    ],
+)
+def test_bad_numbers_are_named_and_leave_nothing(pipe, tmp_path, asked, message):
+    with pytest.raises(InputError, match=message):
+        generate_folder(pipe, tmp_path / "out", "tile", "crack", **{"num": 2} | asked)
+    assert not (tmp_path / "out").exists()
+    generate_folder(pipe, tmp_path / "out", "tile", "good", num=1)  # the same folder, once the value is right
+
+
 def test_a_name_that_is_not_known_leaves_nothing(pipe, tmp_path):
     with pytest.raises(InputError, match="unknown defect 'crak': did you mean crack"):
         generate_folder(pipe, tmp_path / "out", "tile", "crak", num=1)

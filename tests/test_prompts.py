@@ -1,6 +1,9 @@
+import re
+
 import pytest
 import torch
 
+from defectdiffu.errors import InputError
 from defectdiffu.prompts import (
     GOOD,
     PromptEmbedding,
@@ -74,6 +77,35 @@ def test_with_gradients_nothing_is_cached_and_the_encoder_learns(encoder):
         torch.testing.assert_close(encoder(["A photo of tile"]).pooled, before.pooled)
         encoder.forget()
         assert not torch.allclose(encoder(["A photo of tile"]).pooled, before.pooled)
+
+
+def test_names_with_any_sign_are_told_apart():
+    tokenizer, text_encoder = build_text_encoder(["screw-M6", "screw-M8", "v1.2", "(B)", "good"], 16, 1, 2)
+    encoder = PromptEncoder(tokenizer, text_encoder.eval())
+    with torch.no_grad():
+        pooled = encoder([background_prompt(name) for name in ("screw-M6", "screw-M8", "v1.2", "(B)")]).pooled
+    assert torch.pdist(pooled).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["metal_nut", "metal nut"], "'metal_nut' and 'metal nut' are the same words"),
+        (["Good", "good"], "'Good' and 'good' are the same words"),
+        (["photo", "good"], "'photo' cannot be"),
+        (["a", "good"], "'a' cannot be"),
+        (["bad <end>"], "'bad <end>' cannot be"),
+        (["_"], "'_' cannot be"),
+    ],
+)
+def test_names_that_prompts_cannot_tell_apart_are_refused(names, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        build_text_encoder(names, 16, 1, 2)
+
+
+def test_an_unknown_word_is_an_error(encoder):
+    with pytest.raises(InputError, match="never learned"):
+        encoder([background_prompt("teapot")])
 
 
 def test_embeddings_index_and_join():

@@ -222,6 +222,30 @@ def test_watched_pictures_are_not_trained_on(finished, data, tmp_path):
     assert all(torch.equal(v, newest[1][k]) for k, v in newest[0].items())
 
 
+def test_good_pictures_alone_train_a_model_of_good_pictures(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data", good=4, defective=0)
+    run = train(tiny_preset(), [folder], tmp_path / "run")
+    assert "good pictures only" in capsys.readouterr().err
+    pipe = DefectDiffuPipeline.from_pretrained(run)
+    assert len(pipe(product="tile").images) == 1
+    with pytest.raises(InputError, match="unknown defect"):
+        pipe(product="tile", defect="crack")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("tile/test/Good", "'Good' and 'good'"), ("industry/train/good", "'industry'"), ("Tile/train/good", "'Tile'")],
+)
+def test_names_are_checked_before_anything_is_trained(tmp_path, place, message):
+    folder = write_folder(tmp_path / "data")
+    shutil.copytree(folder / "tile" / ("test/hole" if "test" in place else "train/good"), folder / place)
+    if "test" in place:
+        shutil.copytree(folder / "tile" / "ground_truth" / "hole", folder / "tile" / "ground_truth" / "Good")
+    with pytest.raises(InputError, match=message):
+        train(tiny_preset(), [folder], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_steps_are_planned_by_the_rate_and_the_plan_is_kept(data, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "seconds_per_step", lambda *arguments: 0.05)
     preset = tiny_preset(training={"minutes": 0.5})
