@@ -17,7 +17,6 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-GOOD = "good"  # the defect's name for "no defect", c_g in the paper
 PREFIX = "A photo of"
 
 

@@ -91,9 +91,9 @@ from defectdiffu import (
     prompts,
     viz,
 )
-from defectdiffu.building import TRAIN_STEPS
-from defectdiffu.data.procedural import render
+from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation.judge import Judge
+from defectdiffu.training.building import TRAIN_STEPS
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change

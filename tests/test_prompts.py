@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from defectdiffu.config import GOOD
 from defectdiffu.prompts import (
-    GOOD,
     PromptEmbedding,
     PromptEncoder,
     background_prompt,

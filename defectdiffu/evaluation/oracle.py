@@ -14,14 +14,14 @@ from scipy.stats import spearmanr
 from skimage.transform import resize_local_mean
 from tqdm.auto import tqdm
 
-from defectdiffu.data.procedural import PAIRS, render
+from defectdiffu.data.folder import Pair
+from defectdiffu.drawn.procedural import PAIRS, render
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
+from defectdiffu.machine import default_device, precision
 from defectdiffu.pipeline import DefectDiffuPipeline
-from defectdiffu.training import precision
 
-Pair = tuple[str, str]
 # (product, defect, strength, num) to images uint8 (num, S, S, 3) and masks bool (num, S, S), seeds 0 to num - 1
 Source = Callable[[str, str, float, int], tuple[np.ndarray, np.ndarray]]
 
@@ -40,7 +40,7 @@ def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTH
     Raises `InputError` if the weights know none of the pairs.
     """
     pipeline = DefectDiffuPipeline.from_pretrained(weights)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     pipeline.set_progress_bar_config(disable=True)
     return {"weights": str(weights), **judge_pipeline(pipeline, num, strengths, judge)}
 
@@ -98,7 +98,7 @@ def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
 
     In bfloat16 where the device computes in it, as training does: pictures differ by half a grey level in the mean.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
 
     def generated(product: str, defect: str, w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
         seeds = range(first_seed, first_seed + num)
