@@ -1,8 +1,8 @@
 """The judge of rendered data: one network that names product and defect of a picture and marks the defect.
 
-It learns from thousands of rendered pictures (`judge_training.py`), none of which a generative model is trained on, and
-so can say what is in a generated one. Its errors on fresh rendered pictures are on its card; they bound what it can
-measure.
+It learns from thousands of rendered pictures (`experiments/judge_training.py`), none of which a generative model is
+trained on, and so can say what is in a generated one. Its errors on fresh rendered pictures are on its card; they bound
+what it can measure.
 """
 
 import json
