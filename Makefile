@@ -48,6 +48,7 @@ test: export DEFECTDIFFU_FAST := 1
 test: $(READY) $(MATHJAX)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/pytest
 	rm -rf _build/test
 	mkdir -p _build/test
@@ -71,7 +72,7 @@ notebooks: $(READY)
 	done
 
 figures: $(READY)
-	$(BIN)/python -c 'from defectdiffu.data.procedural import contact_sheet; \
+	$(BIN)/python -c 'from defectdiffu.drawn.procedural import contact_sheet; \
 	  contact_sheet().save("book/figures/contact_sheet.webp", quality=80, method=6)'
 	$(BIN)/python -c 'from defectdiffu import DefectDiffuPipeline, viz; \
 	  viz.weights_sheet(DefectDiffuPipeline.from_pretrained("tiny")).save("book/figures/tiny_sheet.webp", quality=80, method=6)'

@@ -15,16 +15,16 @@ from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from defectdiffu import autoencoder
-from defectdiffu.building import TRAIN_STEPS, build_pipeline
 from defectdiffu.config import Preset
 from defectdiffu.errors import check_choice
 from defectdiffu.guidance import branch_conditions, double_free, evaluate_branches
-from defectdiffu.loop import take_step
+from defectdiffu.machine import default_device, device_name, precision
 from defectdiffu.masks import averaged_steps, to_picture, to_probability
 from defectdiffu.pipeline import DefectDiffuPipeline
-from defectdiffu.planning import device_name, matrix_rate
-from defectdiffu.sharding import build_accelerator
-from defectdiffu.training import Denoiser, precision
+from defectdiffu.training.building import TRAIN_STEPS, build_pipeline
+from defectdiffu.training.denoiser import Denoiser
+from defectdiffu.training.loop import build_accelerator, take_step
+from defectdiffu.training.planning import matrix_rate
 
 PARTS = ("train", "sample")
 TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # names enough to make prompts
@@ -99,7 +99,7 @@ def train_ours(preset: Preset) -> Work:
 
 def train_baseline(preset: Preset) -> Work:
     """A step as the released code takes it: pictures in, everything computed anew, no average of the weights."""
-    device = default_device()
+    device = torch.device(default_device())
     pipe, denoiser = build(preset, device)
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], preset.training.learning_rate)
     batch = random_batch(preset, device)
@@ -120,7 +120,7 @@ def train_baseline(preset: Preset) -> Work:
 
 def sample_ours(preset: Preset) -> Work:
     """The pipeline, in half precision on a GPU."""
-    device = default_device()
+    device = torch.device(default_device())
     pipe, _ = build(preset, device)
     if device.type == "cuda":
         pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
@@ -136,7 +136,7 @@ def sample_ours(preset: Preset) -> Work:
 
 def sample_baseline(preset: Preset) -> Work:
     """Ancestral sampling in full precision: one pass per branch and step, the mask from the last tenth of the steps."""
-    device = default_device()
+    device = torch.device(default_device())
     pipe, _ = build(preset, device)
     scheduler = DDPMScheduler(TRAIN_STEPS)
     scheduler.set_timesteps(BASELINE_STEPS)
@@ -172,10 +172,6 @@ def sample_baseline(preset: Preset) -> Work:
     return in_full_precision, IMAGES, flop
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, Denoiser]:
     """Random weights of the preset's sizes; what it takes from elsewhere has the sizes of Stable Diffusion's parts."""
     torch.manual_seed(0)
@@ -190,7 +186,7 @@ def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, De
 
 
 def random_batch(preset: Preset, device: torch.device) -> dict:
-    """As `training.draw_batch` makes them."""
+    """As `denoiser.draw_batch` makes them."""
     n, side = preset.training.batch_size, preset.latent_size
     latents = torch.randn(n, preset.autoencoder.latent_channels, side, side, device=device)
     return {

@@ -32,12 +32,11 @@ def main() -> None:
 
 
 def _finish(result: dict, file: Path | None) -> None:
-    from defectdiffu.checkpoints import write_atomically
+    from defectdiffu.files import write_json
 
-    text = json.dumps(result, indent=2)
     if file is not None:
-        write_atomically(file, lambda path: path.write_text(text + "\n"))
-    print(text)
+        write_json(file, result)
+    print(json.dumps(result, indent=2))
 
 
 @data_app.command("render")
@@ -52,7 +51,7 @@ def data_render(
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs that training never sees.")] = False,
 ) -> None:
     """Render the procedural set into OUT, in MVTec AD's layout."""
-    from defectdiffu.data.procedural import write_dataset
+    from defectdiffu.drawn.procedural import write_dataset
 
     names = (None if v is None else [n.strip() for n in v.split(",")] for v in (products, defects))
     write_dataset(out, *names, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
@@ -135,11 +134,11 @@ def train(
     if batch_size is not None:
         settings = settings.replace(training={"batch_size": batch_size})
     if dry_run:
-        from defectdiffu.planning import plan
+        from defectdiffu.training.planning import plan
 
         _finish(plan(settings, data), None)
         return
-    from defectdiffu.training import train as run
+    from defectdiffu.training.run import train as run
 
     print(run(settings, data, out, val))
 
@@ -181,7 +180,7 @@ def _numbers(what: str, text: str) -> list[int]:
 
 
 def _evaluate(measure: str, file: Path | None, **arguments) -> None:
-    from defectdiffu.evaluation import evaluate
+    from defectdiffu.evaluation.report import evaluate
 
     print(json.dumps(evaluate(measure, file, **arguments), indent=2))
 
@@ -229,8 +228,8 @@ def downstream(
 
     With --json, FILE.progress keeps every finished training, and the same command goes on.
     """
-    from defectdiffu.evaluation import evaluate
     from defectdiffu.evaluation.downstream import record as write_record
+    from defectdiffu.evaluation.report import evaluate
 
     result = evaluate(
         "downstream",
@@ -261,11 +260,13 @@ def transfer(
 ) -> None:
     """Pairs that training never saw, on photographs: are the masks where a U-Net that knows the real ones puts them?"""
     from defectdiffu.data.splitting import parse_pairs
-    from defectdiffu.evaluation import evaluate
-    from defectdiffu.evaluation.transfer import record as write_record
+    from defectdiffu.evaluation.report import measured, run_of
 
-    result = evaluate("transfer", file, weights=weights, real=real, pairs=parse_pairs(pairs), num=num, sheet=sheet)
+    run = run_of("experiments.transfer")
+    result = measured("transfer", run, file, weights=weights, real=real, pairs=parse_pairs(pairs), num=num, sheet=sheet)
     if record is not None:
+        from defectdiffu.experiments.transfer import record as write_record
+
         write_record(result, record)
     print(json.dumps(result, indent=2))
 
@@ -279,7 +280,7 @@ def evaluate_everything(
     num: Annotated[int, typer.Option(min=1, help="The oracle's pictures per product and defect.")] = 2,
 ) -> None:
     """Fidelity, diversity, memorisation and the oracle in one JSON. `downstream` trains detectors and stands apart."""
-    from defectdiffu.evaluation import evaluate_all, table
+    from defectdiffu.evaluation.report import evaluate_all, table
 
     result = evaluate_all(file, generated, real, weights, num)
     for measure, score, value in table(result):
@@ -298,7 +299,7 @@ def choices(
     num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 2,
 ) -> None:
     """Rendered products only: guidance, scales, steps and schedulers, each changed alone, on seeds of their own."""
-    from defectdiffu.evaluation.choices import run
+    from defectdiffu.experiments.choices import run
 
     run(weights, file, num)
     print(file)
@@ -313,7 +314,7 @@ def autoencoders(
     sheet: Annotated[Path | None, typer.Option(help="Some of the pictures through each of them, WebP.")] = None,
 ) -> None:
     """What autoencoders leave of pictures and masks, by PSNR, by IoU and by the judge."""
-    from defectdiffu.evaluation.autoencoders import run
+    from defectdiffu.experiments.autoencoders import run
 
     run(names, data, size, file, sheet)
     print(file)
@@ -332,7 +333,7 @@ def ablations(
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
 ) -> None:
     """Train the model with one thing changed at a time, from scratch, and compare each with the full model."""
-    from defectdiffu.ablations import run
+    from defectdiffu.experiments.ablations import run
 
     names = None if variants is None else [name.strip() for name in variants.split(",")]
     run(load_preset(preset), data, val, steps, _numbers("seeds", seeds), out, file, names, num)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from defectdiffu.errors import InputError, check_choice
 
+GOOD = "good"  # the defect's name for "no defect", c_g in the paper
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:

@@ -15,12 +15,12 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from defectdiffu.checkpoints import write_atomically, writing
+from defectdiffu.config import GOOD
 from defectdiffu.errors import InputError, check_folder_name, check_number
+from defectdiffu.files import write_atomically, write_json, writing
+from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
 from defectdiffu.pipeline import LARGEST_SCALE, LARGEST_SEED, DefectDiffuPipeline
-from defectdiffu.prompts import GOOD
-from defectdiffu.training import precision
 
 ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
 BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
@@ -156,7 +156,7 @@ def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: Part
                 raise InputError(f"{result} exists: choose another --out")
     processes.wait_for_everyone()
     if processes.is_main_process:
-        write_atomically(file, lambda path: path.write_text(json.dumps(settings)))
+        write_json(file, settings)
     processes.wait_for_everyone()
 
 
@@ -194,8 +194,7 @@ def append(file: Path, record: dict) -> None:
     """Add a record to a JSON list, unless it is there."""
     records = json.loads(file.read_text()) if file.is_file() else []
     if json.loads(json.dumps(record)) not in records:
-        text = json.dumps([*records, record], indent=2)
-        write_atomically(file, lambda path: path.write_text(text))
+        write_json(file, [*records, record])
 
 
 def digest(pipe: DefectDiffuPipeline) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defectdiffu.config import GOOD
 from defectdiffu.errors import check_choice
-from defectdiffu.prompts import GOOD, Conditions, PromptEmbedding, PromptEncoder
+from defectdiffu.prompts import Conditions, PromptEmbedding, PromptEncoder
 
 
 def drop_conditions(

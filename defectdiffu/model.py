@@ -121,12 +121,12 @@ class MLP(nn.Module):
     without; a model that starts from nothing shows the borders of its patches.
     """
 
-    def __init__(self, width: int, gelu: str = "tanh", convolution: bool = False):
+    def __init__(self, width: int, convolution: bool = False):
         super().__init__()
         hidden = 4 * width
         self.expand = nn.Linear(width, hidden)
         self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if convolution else None
-        self.gelu = nn.GELU(approximate=gelu)
+        self.gelu = nn.GELU(approximate="tanh")
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,13 +146,12 @@ class Block(nn.Module):
         width: int,
         heads: int,
         cross_attention: nn.Module | None = None,
-        gelu: str = "tanh",
         convolution: bool = False,
     ):
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.cross_attention = cross_attention
-        self.mlp = MLP(width, gelu, convolution)
+        self.mlp = MLP(width, convolution)
         self.adaln = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
@@ -187,23 +186,6 @@ class MaskHead(nn.Module):
         return self.layers(maps)
 
 
-class ReleasedMaskHead(nn.Module):
-    """The mask head of the paper's released code: every token for itself, its maps normalised over blocks and heads.
-
-    widths: of its two hidden layers. Between its three linear layers nothing bends.
-    """
-
-    def __init__(self, maps: int, widths: tuple[int, int], out_channels: int):
-        super().__init__()
-        first, second = widths
-        self.layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(maps, first), nn.Linear(first, second), nn.Linear(second, out_channels)
-        )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.layers(layer_norm(maps.movedim(1, -1))).movedim(-1, 1)  # (B, maps, h, w) -> (B, out, h, w)
-
-
 @dataclass
 class TransformerOutput:
     """sample (B, C, H, W), the predicted noise or velocity, or with learned sigma (B, 2C, H, W); mask (B, C, H, W);
@@ -225,7 +207,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     convolution: a 3 x 3 depthwise convolution in every block's MLP, for models that start from nothing.
     null_product: the word that stands for no product in particular in prompts.
     frequency_shift: 1 where the step's frequencies fall as i / 127, as in diffusers' DiT; 0 where as i / 128, as in the
-    original. released: hidden widths of the released code's mask head; the model is then that code's, GELU exact.
+    original.
     one_prompt: whether all three parts were given c_f (the paper's ablation "OTP").
     trained_on: {product: its defects}, the pairs that the weights have seen.
     The last three are for whoever writes the prompts; kept with the weights, of no effect here.
@@ -250,7 +232,6 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         prediction: str = "noise",
         convolution: bool = False,
         frequency_shift: int = 1,
-        released: tuple[int, int] | None = None,
         null_product: str = "industry",
         one_prompt: bool = False,
         trained_on: dict[str, list[str]] | None = None,
@@ -277,10 +258,9 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
 
         self.gradient_checkpointing = False  # switched by `enable_gradient_checkpointing`
         cross = CROSS_ATTENTION[attention_over]
-        gelu = "tanh" if released is None else "none"
 
         def block(cross_attention: nn.Module | None = None) -> Block:
-            return Block(width, heads, cross_attention, gelu, convolution)
+            return Block(width, heads, cross_attention, convolution)
 
         self.background_part = nn.ModuleList(block() for _ in range(background_blocks))
         self.defect_part = nn.ModuleList(block(cross(width, text_dim, heads)) for _ in range(defect_blocks))
@@ -289,11 +269,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         patch = patch_size**2
         self.final_adaln = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, patch * in_channels * (2 if learn_sigma else 1))
-        maps = defect_blocks * heads
-        if released is None:
-            self.mask_head = MaskHead(maps, width, patch * in_channels)
-        else:
-            self.mask_head = ReleasedMaskHead(maps, released, patch * in_channels)
+        self.mask_head = MaskHead(defect_blocks * heads, width, patch * in_channels)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -317,30 +293,6 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
                 nn.init.zeros_(block.mlp.neighbours.bias)
         for layer in (self.final_adaln, self.final):
             nn.init.zeros_(layer.weight)
-
-    @classmethod
-    def from_dit(cls, name: str, text_dim: int = 768, output_loading_info: bool = False, **settings):
-        """A transformer that begins from a class-conditional DiT, its class embedding dropped, learned sigma kept.
-
-        name: a folder or hub id of diffusers' format ("facebook/DiT-XL-2-512"), or an original `.pt` checkpoint, of
-        which nothing but tensors is read. settings: of this class, where they differ from the DiT's. With
-        `output_loading_info` it returns (transformer, names of the parameters that are new). Raises `InputError` for
-        what is no DiT.
-        """
-        from defectdiffu.dit import new_transformer
-
-        transformer, new = new_transformer(str(name), text_dim, **settings)
-        return (transformer, new) if output_loading_info else transformer
-
-    @classmethod
-    def from_released(cls, path, heads: int = 16, **settings) -> "DefectDiffuTransformer":
-        """The model of a checkpoint that the paper's released training code wrote.
-
-        Its prompts are read by CLIP RN50 (`released.ReleasedPrompts`). Raises `InputError` for another model's file.
-        """
-        from defectdiffu.released import read_released
-
-        return read_released(path, heads, **settings)
 
     @apply_forward_hook
     def background(self, x: Tensor, t: Tensor, product: PromptEmbedding) -> Tensor:
@@ -370,17 +322,18 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         patches = self.final(modulate(layer_norm(h), shift, scale))  # (B, T, p * p * C)
 
         maps = torch.stack(maps, dim=1).unflatten(-1, (self.side, self.side))  # (B, M, heads, h, w)
-        seen = maps.flatten(1, 2)  # (B, M * heads, h, w)
-        if self.config.released is None:
-            scale = self.side**2 if self.config.attention_over == "positions" else 2.0  # brings maps to about 1
-            seen = seen * scale - 1
-        mask = self.mask_head(seen.to(self.dtype))  # (B, p * p * C, h, w)
+        mask = self.mask_head(self.head_input(maps).to(self.dtype))  # (B, p * p * C, h, w)
         return TransformerOutput(
             sample=self._unpatchify(patches.transpose(1, 2).unflatten(-1, (self.side, self.side))),
             mask=self._unpatchify(mask),
             attention=attention_map(maps.flatten(1, 2)),
             maps=maps,
         )
+
+    def head_input(self, maps: Tensor) -> Tensor:
+        """The maps (B, M, heads, h, w) as the mask head sees them: brought to about 1, (B, M * heads, h, w)."""
+        scale = self.side**2 if self.config.attention_over == "positions" else 2.0
+        return maps.flatten(1, 2) * scale - 1
 
     def forward(
         self, x: Tensor, t: Tensor, product: PromptEmbedding, defect: PromptEmbedding, fusion: PromptEmbedding

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
+from defectdiffu.config import GOOD
 from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
-from defectdiffu.prompts import GOOD, PromptEncoder
+from defectdiffu.pictures import to_uint8
+from defectdiffu.prompts import PromptEncoder
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
@@ -211,8 +214,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 callback(i, t, latents, branches)
             tick()
         probability = sum(masks.to_probability(self._decode(mask)) / last for mask in seen)
-        pictures = ((self._decode(latents) + 1) * 127.5).round().to(torch.uint8)
-        return pictures.permute(0, 2, 3, 1).cpu().numpy(), probability.cpu().numpy()
+        return to_uint8(self._decode(latents)), probability.cpu().numpy()
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()
@@ -265,9 +267,13 @@ def check_weights(folder: Path) -> None:
                 raise InputError(f"{file} is damaged or cut short: {error}") from error
     # Our own transformer is built from its config, so missing and extra tensors can be named before loading.
     transformer = folder / "transformer"
-    with torch.device("meta"):
-        settings = DefectDiffuTransformer.load_config(transformer)
-        expected = set(DefectDiffuTransformer.from_config(settings).state_dict())
+    library, name = components.get("transformer", ("", ""))
+    try:
+        kind = getattr(import_module(library), name) if library.startswith("defectdiffu.") else DefectDiffuTransformer
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{index} names a transformer that this package has not: {library}.{name}") from error
+    with torch.device("meta"), quiet():
+        expected = set(kind.from_config(kind.load_config(transformer)).state_dict())
     found = set()
     for file in transformer.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:

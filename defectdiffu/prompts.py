@@ -19,7 +19,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase,
 
 from defectdiffu.errors import InputError
 
-GOOD = "good"  # the defect's name for "no defect", c_g in the paper
 PREFIX = "A photo of"
 SPECIAL = ("<pad>", "<start>", "<unknown>", "<end>")
 

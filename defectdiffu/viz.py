@@ -2,27 +2,24 @@
 
 import base64
 import html
-import io
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 
 import ipywidgets
 import matplotlib.pyplot as plt
-import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
-from scipy.ndimage import binary_erosion
 
-from defectdiffu.data.procedural import PAIRS, contact_sheet
+from defectdiffu.config import GOOD
+from defectdiffu.drawn.procedural import PAIRS, contact_sheet
 from defectdiffu.errors import InputError, check_choice
-from defectdiffu.prompts import GOOD
+from defectdiffu.pictures import enlarge, mosaic, overlay, to_webp
 
 # Okabe and Ito's palette, told apart under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MASK_COLOUR = (0, 190, 255)  # a blue that none of the products has, neither brown nor grey nor red
 
 
 def use_style() -> None:
@@ -42,41 +39,6 @@ def use_style() -> None:
         }
     )
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})  # a third of a PNG's size
-
-
-def enlarge(image: Image.Image, side: int = 192) -> Image.Image:
-    """Return the image a whole number of times larger, so that its longer side is about `side` pixels.
-
-    Colour by bicubic interpolation; masks (mode "L" or "1") by repeating pixels, so that they keep their two values.
-    """
-    times = max(1, round(side / max(image.size)))
-    how = Image.Resampling.NEAREST if image.mode in ("L", "1") else Image.Resampling.BICUBIC
-    return image.resize((image.width * times, image.height * times), how)
-
-
-def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the RGB image with the mask on it: a thin outline just inside its border, a light fill, nothing outside.
-
-    image (H, W) in any mode; mask (H, W), every value but 0 is marked. Raises `InputError` if their sizes differ.
-    """
-    if image.size != mask.size:
-        raise InputError(f"the image has {image.size} pixels and the mask {mask.size}")
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)  # (H, W, 3)
-    marked = np.asarray(mask.convert("L")) > 0  # (H, W)
-    outline = marked & ~binary_erosion(marked, iterations=max(1, round(max(image.size) / 128)), border_value=1)
-    opacity = np.where(outline, 1.0, np.where(marked, 0.2, 0.0))[..., None]
-    return Image.fromarray((pixels * (1 - opacity) + np.array(MASK_COLOUR) * opacity).round().astype(np.uint8))
-
-
-def mosaic(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
-    """Return one RGB image of rows of equally large images, `gap` white pixels between them."""
-    width, height = rows[0][0].size
-    columns = max(len(row) for row in rows)
-    canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            canvas.paste(image, (j * (width + gap), i * (height + gap)))
-    return canvas
 
 
 def grid(
@@ -117,13 +79,6 @@ def sheet(outputs: Mapping[str, object], column_labels: Sequence[str] = ()) -> F
         rows += [images, [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]]
         labels += [label, "with mask"]
     return grid(rows, labels, column_labels)
-
-
-def to_webp(image: Image.Image) -> bytes:
-    """Return the image as the bytes of a WebP file, about a tenth of its PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82, method=6)
-    return buffer.getvalue()
 
 
 def pairs(out, side: int = 192) -> Image.Image:

@@ -85,8 +85,9 @@ from scipy.stats import binomtest
 from skimage.measure import label, regionprops
 
 from defectdiffu import DefectDiffuPipeline, viz
-from defectdiffu.data.folder import GOOD, load_image, load_mask, read_folder
-from defectdiffu.data.procedural import HELD_OUT, PAIRS, render, write_dataset
+from defectdiffu.config import GOOD
+from defectdiffu.data.folder import load_image, load_mask, read_folder
+from defectdiffu.drawn.procedural import HELD_OUT, PAIRS, render, write_dataset
 from defectdiffu.evaluation.oracle import picture_size
 from defectdiffu.evaluation.statistics import bootstrap
 

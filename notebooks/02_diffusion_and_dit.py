@@ -96,9 +96,9 @@ from defectdiffu import (
     model,
     viz,
 )
-from defectdiffu.building import TRAIN_STEPS
-from defectdiffu.data.procedural import render
+from defectdiffu.drawn.procedural import render
 from defectdiffu.guidance import guide
+from defectdiffu.training.building import TRAIN_STEPS
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 STEP_COUNTS = [2, 5, 10, 20, 50]
@@ -128,7 +128,7 @@ pipe.set_progress_bar_config(disable=True)
 # That is `add_noise` below: one line. It must agree with the scheduler that the package trains with.
 
 # %%
-scheduler = DDPMScheduler(TRAIN_STEPS)  # as in defectdiffu/training.py
+scheduler = DDPMScheduler(TRAIN_STEPS)  # as in defectdiffu/training/denoiser.py
 alpha_bar = torch.cumprod(1 - scheduler.betas, dim=0)  # (T,)
 
 

@@ -91,9 +91,10 @@ from defectdiffu import (
     prompts,
     viz,
 )
-from defectdiffu.building import TRAIN_STEPS
-from defectdiffu.data.procedural import render
+from defectdiffu.config import GOOD
+from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation.judge import Judge
+from defectdiffu.training.building import TRAIN_STEPS
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
@@ -140,7 +141,7 @@ for product, defect in ("hazelnut", "crack"), ("metal_nut", "good"):
 # %%
 null = transformer.config.null_product  # the word for "no product in particular"
 products = [*pipe.products, null]
-defects = [*pipe.defects, prompts.GOOD]
+defects = [*pipe.defects, GOOD]
 
 
 @torch.no_grad()

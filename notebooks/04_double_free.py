@@ -76,6 +76,7 @@ from scipy.stats import binomtest
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, viz
 from defectdiffu.autoencoder import decode
+from defectdiffu.config import GOOD
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.guidance import (
@@ -88,7 +89,6 @@ from defectdiffu.guidance import (
     guide,
     product_aware,
 )
-from defectdiffu.prompts import GOOD
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change

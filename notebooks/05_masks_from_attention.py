@@ -75,13 +75,14 @@ from skimage.filters import threshold_isodata
 
 from defectdiffu import DefectDiffuPipeline, masks, viz
 from defectdiffu.autoencoder import decode, encode
-from defectdiffu.data.procedural import render
-from defectdiffu.evaluation.judge import Judge, to_tensor
+from defectdiffu.drawn.procedural import render
+from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.masks import iou_per_picture
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.guidance import GUIDANCES, branch_conditions, guide
 from defectdiffu.model import CROSS_ATTENTION, MaskHead
+from defectdiffu.pictures import to_tensor
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change

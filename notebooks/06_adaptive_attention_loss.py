@@ -73,12 +73,12 @@ from PIL import Image
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, losses, viz
 from defectdiffu.autoencoder import encode
-from defectdiffu.data.procedural import render
-from defectdiffu.evaluation.judge import to_tensor
+from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
 from defectdiffu.evaluation.records import read_record
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.masks import resize_mask
+from defectdiffu.pictures import to_tensor
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change

@@ -86,16 +86,18 @@ from torch.nn.functional import adaptive_max_pool2d
 from torch.nn.utils import clip_grad_norm_
 
 from defectdiffu import PRESETS, losses, viz
-from defectdiffu.building import build_pipeline, load_autoencoder
-from defectdiffu.checkpoints import load_newest_checkpoint
 from defectdiffu.data.folder import read_folder
-from defectdiffu.data.procedural import write_dataset
+from defectdiffu.drawn.procedural import write_dataset
 from defectdiffu.evaluation.records import read_record
-from defectdiffu.latents import Pictures, cached_latents
-from defectdiffu.loop import attention_kernel, fit
+from defectdiffu.machine import device_name, precision
 from defectdiffu.pipeline import SHIPPED
-from defectdiffu.planning import UTILISATION, device_name, matrix_rate
-from defectdiffu.training import Denoiser, draw_batch, precision, train
+from defectdiffu.training.building import build_pipeline, load_autoencoder
+from defectdiffu.training.checkpoints import load_newest_checkpoint
+from defectdiffu.training.denoiser import Denoiser, draw_batch
+from defectdiffu.training.latents import Pictures, cached_latents
+from defectdiffu.training.loop import attention_kernel, fit
+from defectdiffu.training.planning import UTILISATION, matrix_rate
+from defectdiffu.training.run import train
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change

@@ -77,7 +77,7 @@ from myst_nb import glue
 from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, guidance, viz
-from defectdiffu.data.procedural import render
+from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS, rank_correlation
 from defectdiffu.evaluation.statistics import bootstrap

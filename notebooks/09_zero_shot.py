@@ -78,7 +78,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, autoencoder, guidance, viz
-from defectdiffu.data.procedural import HELD_OUT, PAIRS, render
+from defectdiffu.drawn.procedural import HELD_OUT, PAIRS, render
 from defectdiffu.evaluation.judge import KINDS, Judge
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS, RENDERED_STRENGTH
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap

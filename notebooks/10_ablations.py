@@ -71,11 +71,11 @@ from myst_nb import glue
 from scipy.stats import binomtest
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, viz
-from defectdiffu.ablations import variants
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.oracle import picture_size
 from defectdiffu.evaluation.records import read_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
+from defectdiffu.experiments.ablations import variants
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
@@ -86,7 +86,7 @@ viz.use_style()
 # ## What is taken away
 #
 # An ablation is the same training with one setting changed. Here every setting is a switch in the config, so the whole
-# list is one table, `variants` in `defectdiffu/ablations.py`:
+# list is one table, `variants` in `defectdiffu/experiments/ablations.py`:
 
 # %%
 # NBVAL_CHECK_OUTPUT

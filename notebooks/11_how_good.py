@@ -79,7 +79,7 @@ from scipy.stats import binomtest
 
 from defectdiffu import DefectDiffuPipeline, viz
 from defectdiffu.autoencoder import decode, encode
-from defectdiffu.data.procedural import (
+from defectdiffu.drawn.procedural import (
     DEFECTS,
     HELD_OUT,
     PRODUCTS,
@@ -88,7 +88,7 @@ from defectdiffu.data.procedural import (
 )
 from defectdiffu.evaluation.diversity import judge_distance, pairwise
 from defectdiffu.evaluation.fidelity import judge_metrics
-from defectdiffu.evaluation.judge import Judge, to_tensor
+from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.memorisation import nearest_ratio
 from defectdiffu.evaluation.oracle import (
     RENDERED_SEEDS,
@@ -97,6 +97,7 @@ from defectdiffu.evaluation.oracle import (
     picture_size,
 )
 from defectdiffu.evaluation.statistics import bootstrap
+from defectdiffu.pictures import to_tensor
 from defectdiffu.pipeline import SHIPPED
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
@@ -136,7 +137,7 @@ for name, value in judge.card["scores"].items():
 # %% [markdown]
 # `false_alarms` is the share of sound pictures that it finds a defect in, `defects_seen` the share of defective ones
 # that it finds any defect in. The second column is of the same pictures a little soft, grainy and compressed
-# (`degrade` in `defectdiffu/evaluation/judge_training.py`): a generated picture differs from a rendered one in such
+# (`degrade` in `defectdiffu/experiments/judge_training.py`): a generated picture differs from a rendered one in such
 # ways, too, and a judge that has never seen them takes the faintest blur for a scratch. So half of its training
 # pictures were degraded. Some were shown without their defect as well, for two pictures that differ in nothing else
 # teach what a defect is. `mask_iou` is how well its mask meets the true one:

@@ -73,7 +73,7 @@ from myst_nb import glue
 from PIL import Image
 
 from defectdiffu import DefectDiffuPipeline, viz
-from defectdiffu.data.procedural import render
+from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation import downstream
 from defectdiffu.evaluation.records import FOLDER
 from defectdiffu.evaluation.statistics import bootstrap

@@ -77,13 +77,13 @@ from defectdiffu import DefectDiffuPipeline, viz
 from defectdiffu.config import load_preset
 from defectdiffu.data.catalog import augmentation
 from defectdiffu.data.folder import read_folder
-from defectdiffu.data.procedural import render
 from defectdiffu.data.validate import check_folder
+from defectdiffu.drawn.procedural import render
+from defectdiffu.evaluation.folders import judge_features
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.memorisation import nearest_ratio
-from defectdiffu.evaluation.pictures import judge_features
 from defectdiffu.evaluation.records import read_record
-from defectdiffu.training import train
+from defectdiffu.training.run import train
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 GOOD, PER_DEFECT = 30, 10

@@ -71,19 +71,20 @@ from diffusers import DiTTransformer2DModel
 from IPython.display import Markdown
 from myst_nb import glue
 
-from defectdiffu import PRESETS, DefectDiffuTransformer, PromptEmbedding, viz
+from defectdiffu import PRESETS, PromptEmbedding, viz
 from defectdiffu.benchmark import benchmark
 from defectdiffu.generation import BATCH
-from defectdiffu.memory import (
+from defectdiffu.machine import device_name
+from defectdiffu.memory import sampling_savings
+from defectdiffu.pipeline import quiet
+from defectdiffu.pretrained.dit import from_dit
+from defectdiffu.training.planning import (
     memory_table,
     meta_parts,
     meta_transformer,
-    sampling_savings,
     savings,
     training_memory,
 )
-from defectdiffu.pipeline import quiet
-from defectdiffu.planning import device_name
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
@@ -151,7 +152,7 @@ table(header, rows)
 # place of the class. The line in the package is
 #
 # ```python
-# transformer = DefectDiffuTransformer.from_dit("facebook/DiT-XL-2-512")
+# transformer, new = from_dit("facebook/DiT-XL-2-512")
 # ```
 #
 # It reads diffusers' folder or the original `.pt` file (tensors only: no code in the file is ever run). The blocks are
@@ -181,10 +182,9 @@ for block in dit.transformer_blocks:  # as in a real DiT, all share one embeddin
 
 with tempfile.TemporaryDirectory() as folder, quiet():
     dit.save_pretrained(folder)
-    ours, info = DefectDiffuTransformer.from_dit(
+    ours, new = from_dit(
         folder,
         text_dim=32,
-        output_loading_info=True,
         background_blocks=2,
         defect_blocks=2,
         fusion_blocks=1,
@@ -200,7 +200,7 @@ with torch.no_grad():
     difference = (ours(x, t, no_text, no_text, no_text).sample - theirs).abs().max()
 assert difference < 1e-4
 print("largest difference below 1e-4:", bool(difference < 1e-4))
-print("new, to be learned:", *sorted({name.split(".")[0] for name in info}))
+print("new, to be learned:", *sorted({name.split(".")[0] for name in new}))
 
 # %% [markdown]
 # New are the projections of the three prompts, the cross-attention in the defect blocks, and the mask head.
@@ -215,8 +215,8 @@ print("new, to be learned:", *sorted({name.split(".")[0] for name in info}))
 # $$
 #
 # whatever the batch, and then what every block remembers for the backward pass, which grows with the batch, the tokens
-# and the width. In the code this is `training_memory` in `defectdiffu/memory.py`. The figure is **computed, not
-# measured**; it is good to a factor of about 1.5.
+# and the width. In the code this is `training_memory` in `defectdiffu/training/planning.py`. The figure is
+# **computed, not measured**; it is good to a factor of about 1.5.
 
 # %% mystnb={"image": {"alt": "Memory of one GPU in GB by use, one bar per batch and setting"}} tags=["hide-input"]
 saving = {"gradient_checkpointing": True, "average_on_cpu": True}
@@ -386,13 +386,6 @@ table(["pixels", "TFLOP per forward pass", *PEAK], rows)
 # accelerate launch --num_processes 8 -m defectdiffu.cli train --preset paper --data mvtec --out runs/paper
 # ```
 #
-# Where even one copy of the weights and the optimiser is too much for a GPU, FSDP divides them among the GPUs:
-#
-# ```bash
-# accelerate launch --config_file configs/fsdp.yaml --num_processes 8 \
-#   -m defectdiffu.cli train --preset paper --data mvtec --out runs/paper
-# ```
-#
 # A run that was killed goes on by the same command, also with another number of GPUs.
 #
 # ## What the cache saves
@@ -453,7 +446,6 @@ glue("scale_sample", f"{measured['sampling_speedup']:.1f}", display=False)
 # - **Believing a computed number.** Memory also goes to fragments, to the autoencoder while it encodes, and to whatever
 #   else runs. Start with `--dry-run`, then a run of ten steps.
 # - **Half precision on an old card.** A T4 has no bfloat16. The code then uses float16 with scaled gradients.
-# - **`torch.compile` with FSDP**: refused, by one clear line.
 #
 # ## Summary
 #

@@ -81,9 +81,10 @@ import defectdiffu
 from defectdiffu import DefectDiffuPipeline, viz
 from defectdiffu.cli import app
 from defectdiffu.evaluation import judge
-from defectdiffu.evaluation.judge_training import train_judge
 from defectdiffu.evaluation.oracle import picture_size
-from defectdiffu.evaluation.records import FOLDER, hardware, read_record
+from defectdiffu.evaluation.records import FOLDER, read_record
+from defectdiffu.experiments.judge_training import train_judge
+from defectdiffu.machine import device_name
 from defectdiffu.pipeline import SHIPPED
 
 # Reading takes no time, so FAST changes nothing on this page.
@@ -148,7 +149,7 @@ table(
     ["", "wanted", "here"],
     [
         ["system", "", f"{platform.system()}, {platform.machine()}"],
-        ["computes on", "", hardware()],
+        ["computes on", "", device_name()],
         ["GPU", "", gpu],
         [
             "Python",
@@ -289,7 +290,7 @@ def judge_arguments(size):
 def judge_command(size):
     given = ",\n  ".join(f"{k}={v!r}" for k, v in judge_arguments(size).items())
     return (
-        'python -c "from defectdiffu.evaluation.judge_training import train_judge\n'
+        'python -c "from defectdiffu.experiments.judge_training import train_judge\n'
         f'train_judge(\n  {given},\n)"'
     )
 

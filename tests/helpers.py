@@ -10,8 +10,8 @@ from PIL import Image
 
 from defectdiffu import PRESETS
 from defectdiffu.autoencoder import build_autoencoder
-from defectdiffu.building import build_pipeline
 from defectdiffu.prompts import PromptEmbedding
+from defectdiffu.training.building import build_pipeline
 
 SIZE = 32
 PRODUCTS = ("hazelnut", "tile")
@@ -22,7 +22,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
 # Children of a server that has imported everything once: a fresh process in milliseconds instead of seconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["defectdiffu.training"])
+processes.set_forkserver_preload(["defectdiffu.training.run"])
 
 
 def write_folder(root: Path, good: int = 4, defective: int = 3) -> Path:

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from defectdiffu import autoencoder
-from defectdiffu.building import load_autoencoder
 from defectdiffu.config import AutoencoderConfig
 from defectdiffu.errors import InputError
+from defectdiffu.training.building import load_autoencoder
 
 
 def small(**changes):

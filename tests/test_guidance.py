@@ -5,9 +5,9 @@ import torch
 from helpers import random_pipeline
 
 from defectdiffu import InputError
+from defectdiffu.config import GOOD
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, drop_conditions, evaluate_branches, guide
 from defectdiffu.losses import noise_of_velocity, picture_of_velocity
-from defectdiffu.prompts import GOOD
 
 NULL = "industry"
 FORMS = pytest.mark.parametrize("form", GUIDANCES)

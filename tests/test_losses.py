@@ -7,7 +7,7 @@ from helpers import random_pipeline, tiny_preset
 from torch.distributions import Normal, kl_divergence
 
 from defectdiffu import losses
-from defectdiffu.training import Denoiser
+from defectdiffu.training.denoiser import Denoiser
 
 # One defect image of 2 x 2 cells, worked out by hand. Attention on the defect cell 0.4, on the others 0.6 together:
 # Rat = 0.6 / (0.4 + 0.001) = 1.49626, so R = 2. With attention 0.1 on the defect it is 0.9 / 0.101 = 8.9109: R = 8.

@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from defectdiffu import PRESETS, InputError
 from defectdiffu.autoencoder import build_autoencoder, decode, downsampling
-from defectdiffu.building import load_autoencoder
 from defectdiffu.config import AutoencoderConfig
-from defectdiffu.data.procedural import render
+from defectdiffu.drawn.procedural import render
 from defectdiffu.guidance import branch_conditions, evaluate_branches
-from defectdiffu.memory import memory_table, meta_parts, sampling_memory, sampling_savings, savings, training_memory
+from defectdiffu.memory import sampling_memory, sampling_savings
+from defectdiffu.training.building import load_autoencoder
+from defectdiffu.training.planning import memory_table, meta_parts, savings, training_memory
 
 
 def test_what_the_optimiser_keeps_is_counted_exactly():

@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 
+from defectdiffu.config import GOOD
 from defectdiffu.errors import InputError
 from defectdiffu.prompts import (
-    GOOD,
     PromptEmbedding,
     PromptEncoder,
     background_prompt,

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from defectdiffu import viz
-from defectdiffu.data.procedural import PAIRS
+from defectdiffu.config import GOOD
+from defectdiffu.drawn.procedural import PAIRS
 from defectdiffu.errors import InputError
-from defectdiffu.prompts import GOOD
 
 
 @pytest.fixture
@@ -45,37 +45,6 @@ class Elements(HTMLParser):
         return [attrs for name, attrs in self.found if name == tag]
 
 
-def test_enlarge_keeps_a_mask_binary(image, mask):
-    assert viz.enlarge(image, 192).size == (192, 192)
-    assert viz.enlarge(image, 10).size == image.size
-    large = np.asarray(viz.enlarge(mask, 128))
-    assert (large == np.asarray(mask).repeat(2, 0).repeat(2, 1)).all()
-
-
-def test_overlay_changes_the_image_where_the_mask_is_and_nowhere_else(image, mask):
-    before, after, marked = np.asarray(image), np.asarray(viz.overlay(image, mask)), np.asarray(mask) > 0
-    assert (before[~marked] == after[~marked]).all()
-    assert (before[marked] != after[marked]).any(axis=1).all()
-    assert (after[10, 20:50] == viz.MASK_COLOUR).all()  # the outline
-    assert (after[15, 25] != viz.MASK_COLOUR).any()  # the fill lets the defect show
-
-
-def test_overlay_of_an_empty_mask_is_the_image(image):
-    assert (np.asarray(viz.overlay(image, Image.new("L", image.size))) == np.asarray(image)).all()
-
-
-def test_overlay_refuses_a_mask_of_another_size(image):
-    with pytest.raises(ValueError, match="64, 64"):
-        viz.overlay(image, Image.new("L", (32, 32)))
-
-
-def test_mosaic_has_every_image_in_its_place(image, mask):
-    canvas = viz.mosaic([[image, image], [mask]], gap=4)
-    assert canvas.size == (132, 132)
-    assert canvas.crop((68, 0, 132, 64)).tobytes() == image.tobytes()
-    assert canvas.getpixel((66, 10)) == (255, 255, 255)
-
-
 def test_grid_and_sheet_have_one_axis_per_image(image, mask):
     figure = viz.grid([[image] * 3, [mask] * 3], ["image", "mask"], ["0", "1", "2"])
     assert len(figure.axes) == 6
@@ -85,7 +54,7 @@ def test_grid_and_sheet_have_one_axis_per_image(image, mask):
     assert len(viz.sheet({"tile, crack": out, "wood, hole": out}).axes) == 8
 
 
-def test_static_slider_is_sound_html_with_every_frame_inside(image):
+def test_static_slider_is_valid_html_with_every_frame_inside(image):
     page = Elements(viz.static_slider([image] * 5, [0, 0.5, 1, 1.5, 2], 'w"<', alt="tile & crack", start=2).data)
     frames = page.all("img")
     assert len(frames) == 5

@@ -11,8 +11,8 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from defectdiffu.checkpoints import writing
 from defectdiffu.errors import InputError
+from defectdiffu.files import writing
 
 RESERVE = 200_000_000  # bytes of the disk that are left free
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError)

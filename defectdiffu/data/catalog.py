@@ -146,11 +146,6 @@ def unify(product: str, defect: str) -> str:
     return UNIFIED.get(product, {}).get(defect, defect)
 
 
-def words(name: str) -> str:
-    """Return a product's or defect's name as words for a prompt: "metal_nut" becomes "metal nut"."""
-    return name.replace("_", " ")
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What may be done to a product's image and mask together without making a picture that cannot occur.

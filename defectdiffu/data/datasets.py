@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from defectdiffu.checkpoints import writing
+from defectdiffu.config import GOOD
 from defectdiffu.data.archives import check_room, unpack
 from defectdiffu.data.download import fetch
-from defectdiffu.data.folder import GOOD, Problem, opened, read_folder
+from defectdiffu.data.folder import Problem, opened, read_folder
 from defectdiffu.errors import InputError, check_choice
+from defectdiffu.files import writing
 
 
 @dataclass(frozen=True)

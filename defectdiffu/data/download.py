@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from defectdiffu.checkpoints import writing
 from defectdiffu.data.archives import check_room
 from defectdiffu.errors import InputError
+from defectdiffu.files import writing
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte

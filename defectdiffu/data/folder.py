@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from defectdiffu.config import GOOD
 from defectdiffu.data.catalog import unify
 from defectdiffu.errors import InputError
 
-GOOD = "good"
+Pair = tuple[str, str]  # a product and its defect
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LAYOUT = (
     "<product>/train/good/NNN.png, <product>/test/<defect>/NNN.png and <product>/ground_truth/<defect>/NNN_mask.png"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from defectdiffu.checkpoints import writing
-from defectdiffu.data.folder import GOOD, Sample, read_folder
+from defectdiffu.config import GOOD
+from defectdiffu.data.folder import Sample, read_folder
 from defectdiffu.errors import InputError
+from defectdiffu.files import writing
 
 
 def split(samples: Sequence[Sample], seed: int = 0) -> tuple[list[Sample], list[Sample]]:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from defectdiffu.errors import InputError
-from defectdiffu.evaluation.judge import Judge, to_tensor
-from defectdiffu.evaluation.pictures import check_count, common_size, fetched, load, read_alike
+from defectdiffu.evaluation.folders import check_count, common_size, fetched, load, read_alike
+from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
+from defectdiffu.machine import default_device
+from defectdiffu.pictures import to_tensor
 
 # images (N, S, S, 3) and others (N, S, S, 3), both uint8, to N distances, picture by picture
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -116,7 +118,7 @@ def _mean_distance(apart: np.ndarray, members: Sequence[int]) -> float:
 
 def lpips_distance() -> Distance:
     """LPIPS on AlexNet. Raises OSError where AlexNet's weights cannot be fetched."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network = lpips.LPIPS(net="alex", verbose=False).to(device)
 
     @torch.inference_mode()

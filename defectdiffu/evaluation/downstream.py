@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 from tqdm.auto import tqdm
 
-from defectdiffu.checkpoints import write_atomically
-from defectdiffu.data.folder import GOOD, Sample, read_folder
+from defectdiffu.config import GOOD
+from defectdiffu.data.folder import Sample, read_folder
 from defectdiffu.data.splitting import split
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.evaluation import masks
-from defectdiffu.evaluation.judge import to_tensor
-from defectdiffu.evaluation.pictures import common_size, read_pairs
+from defectdiffu.evaluation.folders import common_size, read_pairs
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.evaluation.synthesis import Pictures, read, synthesise
+from defectdiffu.files import write_json
+from defectdiffu.machine import default_device
+from defectdiffu.pictures import to_tensor
 
 STEPS = 400
 SETS = ("real", "copy_paste", "perlin", "generated")
@@ -206,8 +208,8 @@ class Progress(dict):
     def __setitem__(self, key: tuple, value: dict) -> None:
         super().__setitem__(key, value)
         if self.path:
-            text = json.dumps({"about": self.about, "trainings": [[list(k), v] for k, v in self.items()]})
-            write_atomically(self.path, lambda path: path.write_text(text))
+            there = {"about": self.about, "trainings": [[list(k), v] for k, v in self.items()]}
+            write_json(self.path, there, indent=None)
 
 
 def record(result: dict, path: Path) -> dict:
@@ -249,7 +251,7 @@ def train(
     detector: Detector, real: Pictures, extra: Pictures | None, steps: int, seed: int, label: str, batch_size: int = 16
 ) -> nn.Module:
     """A detector after `steps` batches that are drawn as `shares` says. Mirrored at random."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = detector.build().to(device, memory_format=torch.channels_last)

@@ -20,8 +20,8 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from defectdiffu.data.folder import FolderDataset, Sample
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation.folders import check_count, common_size, fetched, judge_features, read_alike
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.pictures import check_count, common_size, fetched, judge_features, read_alike
 
 LEAST = 10
 KID_SUBSET = 1000  # torch-fidelity's default; half the pictures where there are fewer than twice as many

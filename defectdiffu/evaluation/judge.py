@@ -1,8 +1,8 @@
 """The judge of rendered data: one network that names product and defect of a picture and marks the defect.
 
-It learns from thousands of rendered pictures (`judge_training.py`), none of which a generative model is trained on, and
-so can say what is in a generated one. Its errors on fresh rendered pictures are on its card; they bound what it can
-measure.
+It learns from thousands of rendered pictures (`experiments/judge_training.py`), none of which a generative model is
+trained on, and so can say what is in a generated one. Its errors on fresh rendered pictures are on its card; they bound
+what it can measure.
 """
 
 import json
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from defectdiffu.data.procedural import DEFECTS, PRODUCTS
+from defectdiffu.drawn.procedural import DEFECTS, PRODUCTS
 from defectdiffu.errors import InputError
+from defectdiffu.machine import default_device
+from defectdiffu.pictures import to_tensor
 
 SHIPPED = Path(__file__).parent / "judges"
 NAMES = tuple(PRODUCTS)
@@ -90,7 +92,7 @@ class Judge:
     """judge(images uint8 (N, S, S, 3)) -> Verdict. `card` holds its scores, seeds and counts."""
 
     def __init__(self, network: JudgeNetwork, card: dict):
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = default_device()
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()
         self.card = card
         self.size = card["size"]
@@ -129,8 +131,3 @@ class Judge:
             masks.append(mask.sigmoid().numpy())
             features.append(feature.numpy())
         return Verdict(products, defects, np.concatenate(masks), np.concatenate(features))
-
-
-def to_tensor(images: np.ndarray, device: str) -> Tensor:
-    """uint8 (N, S, S, 3) to float32 (N, 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 127.5 - 1

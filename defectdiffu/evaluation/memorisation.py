@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation.folders import check_count, common_size, judge_features, read_alike
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.pictures import check_count, common_size, judge_features, read_alike
 from defectdiffu.evaluation.statistics import bootstrap
 
 COPY = 0.5  # a ratio below is counted as suspiciously near

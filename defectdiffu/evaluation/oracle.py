@@ -14,14 +14,14 @@ from scipy.stats import spearmanr
 from skimage.transform import resize_local_mean
 from tqdm.auto import tqdm
 
-from defectdiffu.data.procedural import PAIRS, render
+from defectdiffu.data.folder import Pair
+from defectdiffu.drawn.procedural import PAIRS, render
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
+from defectdiffu.machine import default_device, precision
 from defectdiffu.pipeline import DefectDiffuPipeline
-from defectdiffu.training import precision
 
-Pair = tuple[str, str]
 # (P pairs, strength, num) to images uint8 (P, num, S, S, 3) and masks bool (P, num, S, S), seeds 0 to num - 1 each
 Source = Callable[[Sequence[Pair], float, int], tuple[np.ndarray, np.ndarray]]
 TOGETHER = 16  # pictures sampled in one batch, of as many pairs as that takes
@@ -41,7 +41,7 @@ def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTH
     Raises `InputError` if the weights know none of the pairs.
     """
     pipeline = DefectDiffuPipeline.from_pretrained(weights)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     pipeline.set_progress_bar_config(disable=True)
     return {"weights": str(weights), **judge_pipeline(pipeline, num, strengths, judge)}
 
@@ -100,7 +100,7 @@ def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
 
     In bfloat16 where the device computes in it, as training does: pictures differ by half a grey level in the mean.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
 
     def generated(pairs: Sequence[Pair], w_d: float, num: int) -> tuple[np.ndarray, np.ndarray]:
         products, defects = ([pair[i] for pair in pairs for _ in range(num)] for i in (0, 1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from defectdiffu.data.folder import Sample
-from defectdiffu.evaluation.pictures import check_count, load
+from defectdiffu.evaluation.folders import check_count, load
 
 OCTAVES = (4, 8, 16)  # grid cells along a side, from coarse to fine
 

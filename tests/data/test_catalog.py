@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from defectdiffu.data.catalog import AUGMENT, UNIFIED, Augmentation, augmentation, unify, words
+from defectdiffu.data.catalog import AUGMENT, UNIFIED, Augmentation, augmentation, unify
 
 
 def test_table_2_holds_15_products_and_73_defects():
@@ -40,11 +40,6 @@ def test_unified_names_map_to_themselves():
     for product, names in UNIFIED.items():
         for unified in names.values():
             assert unify(product, unified) == unified
-
-
-def test_words():
-    assert words("metal_nut") == "metal nut"
-    assert words("crack") == "crack"
 
 
 def test_every_product_of_the_table_has_its_augmentation():

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from defectdiffu.errors import InputError
-from defectdiffu.evaluation import judge_training
 from defectdiffu.evaluation.judge import KINDS, NAMES, SHIPPED, Judge, JudgeNetwork
-from defectdiffu.evaluation.judge_training import TESTED, TESTING_SEEDS, degrade, draw, fit, score, train_judge
+from defectdiffu.experiments import judge_training
+from defectdiffu.experiments.judge_training import TESTED, TESTING_SEEDS, degrade, draw, fit, score, train_judge
 
 
 @pytest.fixture(scope="module")

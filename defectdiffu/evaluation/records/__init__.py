@@ -9,13 +9,11 @@
 """
 
 import json
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
-from defectdiffu.checkpoints import write_atomically
+from defectdiffu.files import write_json
+from defectdiffu.machine import device_name
 
 FOLDER = Path(__file__).parent
 
@@ -32,21 +30,10 @@ def write_record(path: Path, title: str, varied: str, held_fixed: dict, runs: li
         "title": title,
         "varied": varied,
         "held_fixed": held_fixed,
-        "hardware": hardware(),
+        "hardware": device_name(),
         "date": datetime.now(UTC).date().isoformat(),
         "runs": runs,
         **more,
     }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text))
+    write_json(path, record, indent=1)
     return record
-
-
-def hardware() -> str:
-    """The GPU, or the processor and the number of threads computed with."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"

@@ -1,0 +1,78 @@
+"""Reading the folders that are compared, and what all measures of pictures ask of them."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from defectdiffu.data.folder import FolderDataset, Pair, Sample, read_folder
+from defectdiffu.errors import InputError
+from defectdiffu.evaluation.judge import Judge
+
+
+def read_pairs(root: str | Path) -> dict[Pair, list[Sample]]:
+    """{(product, defect): its samples} of a folder in MVTec AD's layout, defects unified, good pictures included."""
+    pairs = {}
+    for sample in read_folder(root):
+        pairs.setdefault((sample.product, sample.defect), []).append(sample)
+    if not pairs:
+        raise InputError(f"{root} holds no pictures")
+    return pairs
+
+
+def read_alike(generated: str | Path, real: str | Path) -> tuple[dict[Pair, list[Sample]], dict[Pair, list[Sample]]]:
+    """The generated samples by pair, and the real ones of the same pairs.
+
+    Raises `InputError` if a generated pair has no real pictures to be compared with.
+    """
+    ours, theirs = read_pairs(generated), read_pairs(real)
+    for product, defect in ours:
+        if (product, defect) not in theirs:
+            there = ", ".join(sorted(d for p, d in theirs if p == product)) or "nothing"
+            raise InputError(
+                f"{generated} has {product} with {defect}, {real} has {there} of {product} to compare with"
+            )
+    return ours, {pair: theirs[pair] for pair in ours}
+
+
+def common_size(pairs: dict[Pair, list[Sample]]) -> int:
+    """The one size, in pixels, that all of the pictures have. Raises `InputError` if they differ or are not square."""
+    sizes = {}
+    for sample in chain.from_iterable(pairs.values()):
+        with Image.open(sample.image) as image:
+            sizes.setdefault(image.size, sample.image)
+    if len(sizes) > 1:
+        (first, a), (second, b), *_ = sizes.items()
+        raise InputError(
+            f"pictures of one size are needed: {a} is {first[0]} x {first[1]}, {b} is {second[0]} x {second[1]}"
+        )
+    ((width, height), path), *_ = sizes.items()
+    if width != height:
+        raise InputError(f"square pictures are needed: {path} is {width} x {height}")
+    return width
+
+
+def load(samples: Sequence[Sample], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """images uint8 (N, size, size, 3) and masks uint8 (N, size, size), 0 or 255."""
+    items = list(FolderDataset(samples, size))
+    return np.stack([i["image"] for i in items]), np.stack([i["mask"] for i in items])
+
+
+def check_count(what: str, count: int, least: int) -> None:
+    if count < least:
+        raise InputError(f"{what}: {count} picture{'s' * (count != 1)}, at least {least} are needed")
+
+
+def fetched(network: Callable, *args, **kwargs) -> tuple[object | None, str | None]:
+    """(network(...), None), or (None, why) if its public weights cannot be fetched."""
+    try:
+        return network(*args, **kwargs), None
+    except OSError as error:  # no network, no such host, no such file
+        return None, f"the weights could not be fetched ({error})"
+
+
+def judge_features(samples: Sequence[Sample], judge: Judge) -> np.ndarray:
+    """float32 (N, 192): what the judge makes of the pictures, read at its size."""
+    return judge(load(samples, judge.size)[0]).features

@@ -1,0 +1,64 @@
+"""Files that are either whole or not there: written aside and renamed. Tensors go into safetensors."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from defectdiffu.errors import InputError
+
+if TYPE_CHECKING:  # what reads and writes pictures and JSON needs no torch
+    from torch import Tensor
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)` and rename the result to `path`; on failure nothing of it is left.
+
+    Raises `InputError` when the disk is full or cannot be written; what was at `path` before is then still there.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.part"):
+            left_by_a_killed_run.unlink()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What cannot be written in this block, for a full disk say, becomes an `InputError` that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"could not write {path}: {error}; free some space and run the same command again") from error
+
+
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
+    """Write `value` as JSON, atomically. Raises ValueError for numbers that are not finite, which JSON has not."""
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text))
+
+
+def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict) -> None:
+    """Write tensors with JSON metadata to one safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(tensors, p, {"metadata": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict]":
+    """The inverse of `save_tensors`. Raises `SafetensorError` for a file that is damaged."""
+    with safe_open(path, "pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 (not a dict)

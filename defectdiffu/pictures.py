@@ -1,0 +1,66 @@
+"""Pictures: as tensors in [-1, 1] and as bytes, a mask laid over one, several side by side, and as WebP."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import binary_erosion
+from torch import Tensor
+
+from defectdiffu.errors import InputError
+
+MASK_COLOUR = (0, 190, 255)  # a blue that none of the products has, neither brown nor grey nor red
+
+
+def to_tensor(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
+    """uint8 (N, S, S, 3) to float32 (N, 3, S, S) in [-1, 1], on `device` unless that stays as it is."""
+    return torch.as_tensor(images, device=device).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def to_uint8(pictures: Tensor) -> np.ndarray:
+    """The inverse of `to_tensor`: (N, 3, S, S) in [-1, 1] to uint8 (N, S, S, 3)."""
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def enlarge(image: Image.Image, side: int = 192) -> Image.Image:
+    """Return the image a whole number of times larger, so that its longer side is about `side` pixels.
+
+    Colour by bicubic interpolation; masks (mode "L" or "1") by repeating pixels, so that they keep their two values.
+    """
+    times = max(1, round(side / max(image.size)))
+    how = Image.Resampling.NEAREST if image.mode in ("L", "1") else Image.Resampling.BICUBIC
+    return image.resize((image.width * times, image.height * times), how)
+
+
+def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the RGB image with the mask on it: a thin outline just inside its border, a light fill, nothing outside.
+
+    image (H, W) in any mode; mask (H, W), every value but 0 is marked. Raises `InputError` if their sizes differ.
+    """
+    if image.size != mask.size:
+        raise InputError(f"the image has {image.size} pixels and the mask {mask.size}")
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)  # (H, W, 3)
+    marked = np.asarray(mask.convert("L")) > 0  # (H, W)
+    outline = marked & ~binary_erosion(marked, iterations=max(1, round(max(image.size) / 128)), border_value=1)
+    opacity = np.where(outline, 1.0, np.where(marked, 0.2, 0.0))[..., None]
+    return Image.fromarray((pixels * (1 - opacity) + np.array(MASK_COLOUR) * opacity).round().astype(np.uint8))
+
+
+def mosaic(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Return one RGB image of rows of equally large images, `gap` white pixels between them."""
+    width, height = rows[0][0].size
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            canvas.paste(image, (j * (width + gap), i * (height + gap)))
+    return canvas
+
+
+def to_webp(image: Image.Image) -> bytes:
+    """Return the image as the bytes of a WebP file, about a tenth of its PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82, method=6)
+    return buffer.getvalue()

@@ -1,0 +1,52 @@
+"""Checkpoints of a training: one safetensors file each, the newest few kept, and the optimiser's state as tensors."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from defectdiffu.files import load_tensors, save_tensors
+
+KEEP = 2  # newest checkpoints kept
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write `folder/<step>.safetensors`; remove all but the newest few, and the parts that a killed run left."""
+    save_tensors(folder / f"{step:08d}.safetensors", tensors, metadata | {"step": step})
+    for old in [*_checkpoints(folder)[:-KEEP], *folder.glob(".*.part")]:
+        old.unlink()
+
+
+def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """The newest checkpoint that can be read, as (tensors, metadata), or None."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return load_tensors(path)
+        except SafetensorError:
+            continue  # damaged after it was written: the one before it will do
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: `<parameter's number>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(value) for i, values in state.items() for k, value in values.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        like = parameters[int(number)]
+        if value.shape == like.shape:
+            # Laid out as the parameter is: the fused kernel rounds by the place in memory, and resuming is exact.
+            value = torch.empty_like(like).copy_(value)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,217 @@
+"""Training pictures as tensors, their augmented versions, and the cache of latents made from them once.
+
+Encoding is the same work in every epoch, so it is done once: every picture in several augmented versions, its mask
+moved along with it, both through the autoencoder. The cache is keyed by content: the pictures' bytes, the
+autoencoder's weights and the settings. Several processes fill it together, batch by batch.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from defectdiffu import autoencoder
+from defectdiffu.config import GOOD, Preset
+from defectdiffu.data.catalog import augmentation
+from defectdiffu.data.folder import Sample, load_image, load_mask, read_folder
+from defectdiffu.data.splitting import hold_out, parse_pairs, split
+from defectdiffu.errors import InputError
+from defectdiffu.files import load_tensors, save_tensors
+from defectdiffu.masks import resize_mask, to_picture
+from defectdiffu.pictures import to_tensor
+from defectdiffu.prompts import check_names
+
+BATCH = 64  # pictures encoded together
+
+
+@dataclass
+class Pictures:
+    """N training pictures: images (N, S, S, 3) uint8, masks (N, S, S) uint8 0 or 255 (zero for good ones)."""
+
+    images: Tensor
+    masks: Tensor
+    products: list[str]
+    defects: list[str]
+
+    @classmethod
+    def load(cls, samples: Sequence[Sample], size: int) -> "Pictures":
+        """Read and resize; raises `InputError` at the first file that cannot be used."""
+        images = np.empty((len(samples), size, size, 3), np.uint8)
+        masks = np.zeros((len(samples), size, size), np.uint8)
+        for i, sample in enumerate(tqdm(samples, "reading pictures", leave=False)):
+            images[i] = load_image(sample.image, size)
+            if sample.mask is not None:
+                masks[i] = load_mask(sample.mask, size)
+        products, defects = [s.product for s in samples], [s.defect for s in samples]
+        return cls(torch.from_numpy(images), torch.from_numpy(masks), products, defects)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device) -> "Pictures":
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n numbers of pictures, good and defective ones alike often."""
+        return draw_balanced(self.defects, n, rng)
+
+    def tensors(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, as they are."""
+        index = torch.as_tensor(index, device=self.images.device)
+        return to_tensor(self.images[index]), (self.masks[index] > 0).float()
+
+    def augmented(self, index: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The same, each picture moved and lit anew as its product bears (`catalog.augmentation`), its mask with it."""
+        images, masks = self.tensors(index)
+        for row, i in enumerate(index):
+            images[row], masks[row] = augment(images[row], masks[row], self.products[i], rng)
+        return images, masks
+
+
+def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One random version of a picture (3, S, S) in [-1, 1] and its mask (S, S) in {0, 1}.
+
+    Flips, quarter turns, a small shift and zoom, a slight change of light. Seven numbers are drawn from `rng`.
+    """
+    allowed = augmentation(product)
+    flip_h, flip_v, turn = rng.random(3)
+    dx, dy, zoom, light = rng.uniform(-1, 1, 4)
+    both = torch.cat([image, mask[None] * 2 - 1])
+    if allowed.flip_h and flip_h < 0.5:
+        both = both.flip(-1)
+    if allowed.flip_v and flip_v < 0.5:
+        both = both.flip(-2)
+    if allowed.quarter_turns:
+        both = both.rot90(int(turn * 4), (-2, -1))
+    scale = 1 + zoom * allowed.zoom
+    move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]])
+    grid = F.affine_grid(move.to(both), (1, 4, *image.shape[-2:]), align_corners=False)
+    both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
+    image = ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1)
+    return image, (both[3] > -0.2).float()
+
+
+def read_samples(preset: Preset, data: list[Path]) -> list[Sample]:
+    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot tell apart, for a pair to
+    hold out that is not there, and where they are fewer than a batch."""
+    samples = read_folder(*data)
+    products, null = sorted({s.product for s in samples}), preset.model.null_product
+    if null in products:
+        raise InputError(f"'{null}' stands for no product in particular: rename that folder or set model.null_product")
+    check_names([*products, *sorted({s.defect for s in samples}), GOOD, null])
+    if preset.training.hold_out is not None:
+        samples = hold_out(samples, parse_pairs(preset.training.hold_out))
+    if preset.training.half_split:
+        samples, _ = split(samples, preset.training.seed)
+    if len(samples) * preset.training.variants < preset.training.batch_size:
+        raise InputError(
+            f"{len(samples)} pictures in {', '.join(map(str, data))} are fewer than the batch of "
+            f"{preset.training.batch_size}: add pictures or lower training.batch_size"
+        )
+    return samples
+
+
+@dataclass
+class Latents:
+    """V versions of N pictures. image and mask: latents (N, V, C, H, W) in half precision; region: the mask itself
+    at the latent's size, (N, V, H, W) uint8 0 or 1."""
+
+    image: Tensor
+    mask: Tensor
+    region: Tensor
+    products: list[str]
+    defects: list[str]
+
+    def to(self, device) -> "Latents":
+        return replace(self, **{k: getattr(self, k).to(device) for k in ("image", "mask", "region")})
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """n (picture, version) numbers, good and defective ones alike often."""
+        return draw_balanced(self.defects, n, rng), rng.integers(self.image.shape[1], size=n)
+
+
+def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
+    """n indices into `defects`: a defect picture is as likely as a good one, however few there are."""
+    is_good = np.array([d == GOOD for d in defects])
+    kinds = [k for k in (np.flatnonzero(is_good), np.flatnonzero(~is_good)) if len(k)]
+    which, place = rng.integers(len(kinds), size=n), rng.random(n)
+    return np.array([kinds[k][int(p * len(kinds[k]))] for k, p in zip(which, place, strict=True)])
+
+
+@torch.no_grad()
+def cached_latents(
+    vae,
+    pictures: Pictures,
+    variants: int,
+    seed: int,
+    folder: Path,
+    autocast: Callable = nullcontext,
+    processes: Accelerator | None = None,
+) -> Latents:
+    """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
+
+    Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone. autocast: a context
+    in which the autoencoder runs, such as accelerate's. processes: share the work, and must all make this call. A call
+    that was killed goes on where it stopped, in any number of processes.
+    """
+    rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    wait = processes.wait_for_everyone if processes else lambda: None
+    name = f"latents-{_key(vae, pictures, variants, seed)}"
+    path, parts = folder / f"{name}.safetensors", folder / name
+    per_batch = max(1, BATCH // variants)
+    batches = [range(i, min(i + per_batch, len(pictures))) for i in range(0, len(pictures), per_batch)]
+    files = [parts / f"{batch.start}-{batch.stop}.safetensors" for batch in batches]
+    if not path.is_file():
+        mine = list(zip(batches, files, strict=True))[rank::count]
+        for batch, file in tqdm(mine, "encoding pictures", leave=False, disable=rank > 0):
+            if not file.is_file():
+                save_tensors(file, _encode(vae, pictures, batch, variants, seed, autocast), {})
+    wait()  # whatever it found on the disk, every process waits as often as the others
+    if rank == 0:
+        if not path.is_file():
+            found = [load_tensors(file)[0] for file in files]
+            save_tensors(path, {key: torch.cat([tensors[key] for tensors in found]) for key in found[0]}, {})
+        shutil.rmtree(parts, ignore_errors=True)
+    wait()
+    tensors, _ = load_tensors(path)
+    return Latents(**tensors, products=pictures.products, defects=pictures.defects)
+
+
+def _encode(
+    vae, pictures: Pictures, batch: Sequence[int], variants: int, seed: int, autocast: Callable
+) -> dict[str, Tensor]:
+    """What `Latents` holds of a batch of pictures, by its names."""
+    versions = [_versions(pictures, i, variants, seed) for i in batch]
+    images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
+    with autocast():
+        image = autoencoder.encode(vae, images.to(vae.device, vae.dtype))
+        mask = autoencoder.encode(vae, to_picture(masks).to(vae.device, vae.dtype))
+    region = resize_mask(masks, image.shape[-2:]).to(torch.uint8)
+    found = {"image": image.half(), "mask": mask.half(), "region": region}
+    return {name: value.unflatten(0, (len(batch), variants)) for name, value in found.items()}
+
+
+def _versions(pictures: Pictures, i: int, variants: int, seed: int) -> tuple[Tensor, Tensor]:
+    image, mask = pictures.tensors([i])
+    if variants == 1:
+        return image, mask
+    images, masks = pictures.augmented([i] * (variants - 1), np.random.default_rng([seed, i]))
+    return torch.cat([image, images]), torch.cat([mask, masks])
+
+
+def _key(vae, pictures: Pictures, variants: int, seed: int) -> str:
+    digest = hashlib.sha256(
+        f"{variants} {seed} {vae.config.scaling_factor} {pictures.products} {pictures.defects}".encode()
+    )
+    for value in (pictures.images, pictures.masks, *vae.state_dict().values()):
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,191 @@
+"""Training, autoencoder first, then the transformer, on whatever accelerate finds.
+
+What step n does depends on (seed, n) alone: which pictures, which noise, which conditions are dropped. So a run that
+was killed and resumed takes the same steps as one that never was, and several processes, each taking its slice of
+the same batch, take the same steps as one.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from defectdiffu.config import GOOD, Preset
+from defectdiffu.data.folder import read_folder
+from defectdiffu.errors import InputError
+from defectdiffu.files import write_atomically, write_json
+from defectdiffu.machine import precision, stream
+from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.training.autoencoder import get_autoencoder
+from defectdiffu.training.building import TRAIN_STEPS, build_pipeline, export
+from defectdiffu.training.denoiser import Denoiser, draw_batch
+from defectdiffu.training.latents import Latents, Pictures, cached_latents, read_samples
+from defectdiffu.training.loop import build_accelerator, fit, seconds_per_step
+from defectdiffu.training.planning import explained
+
+SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, watching and the export
+
+
+def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
+    """Autoencoder (unless there is one), latent cache, transformer; `out` is then a pipeline to generate with.
+
+    data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
+    `InputError` for unusable data and for an `out` that was begun with other settings.
+    """
+    began = time.perf_counter()
+    accelerator = build_accelerator(precision())
+    check_shares(preset, accelerator)
+    samples = read_samples(preset, data)
+    with accelerator.main_process_first():
+        claim(out, preset)
+    torch.manual_seed(preset.training.seed)
+    pictures = Pictures.load(samples, preset.image_size)
+    watched = Pictures.load(read_folder(val), preset.image_size) if val else None
+
+    vae = get_autoencoder(preset, pictures, watched, accelerator, out)
+    vae = vae.to(accelerator.device).eval().requires_grad_(False)
+    cache = {"seed": preset.training.seed, "folder": out / "cache"}
+    cache |= {"autocast": accelerator.autocast, "processes": accelerator}
+    latents = cached_latents(vae, pictures, preset.training.variants, **cache).to(accelerator.device)
+    watched = cached_latents(vae, watched, 1, **cache).to(accelerator.device) if watched else None
+
+    torch.manual_seed(preset.training.seed)
+    pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})
+    if not pairs and accelerator.is_main_process:
+        print("no picture of a defect: these weights will generate good pictures only", file=sys.stderr)
+    trained_on = {product: [d for p, d in pairs if p == product] for product in sorted(set(pictures.products))}
+    pipe = build_pipeline(preset, vae, trained_on)
+    pipe.to(accelerator.device)
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, preset).to(accelerator.device)
+    if preset.training.compile:
+        denoiser.transformer.compile()
+    if preset.training.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+
+    def watch(step: int, log: dict) -> None:
+        pipe.encoder.forget()
+        if watched is not None:
+            log["val"] = validate(denoiser, watched, preset, accelerator)
+        if accelerator.is_main_process and pairs:
+            save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
+
+    def batch_at(step: int) -> dict:
+        return draw_batch(latents, preset, step, accelerator)
+
+    settings = preset.training
+    steps = settings.steps
+    if settings.minutes is not None:
+        steps = planned_steps(accelerator, denoiser, batch_at, preset, out, began)
+    with explained(preset, precision(), accelerator.num_processes):
+        fit(
+            accelerator,
+            denoiser,
+            batch_at,
+            out / "checkpoints",
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_steps=settings.warmup_steps,
+            ema_decay=settings.ema_decay,
+            max_grad_norm=settings.max_grad_norm,
+            checkpoint_every=settings.checkpoint_every,
+            label="transformer",
+            accumulate=settings.accumulate,
+            average_on_cpu=settings.average_on_cpu,
+            every=settings.sample_every,
+            watch=watch,
+        )
+    if accelerator.is_main_process:
+        export(pipe, out)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def planned_steps(
+    accelerator: Accelerator, denoiser: Denoiser, batch_at: Callable, preset: Preset, out: Path, began: float
+) -> int:
+    """How many steps fit into `training.minutes`, counted from `began`; planned once, so a resumed run keeps them."""
+    file = out / "plan.json"
+    if not file.is_file():
+        per_step = seconds_per_step(accelerator, denoiser, batch_at, preset.training.accumulate)
+        left = preset.training.minutes * 60 - (time.perf_counter() - began)
+        steps = max(1, int(SHARE_FOR_STEPS * left / per_step))
+        if accelerator.is_main_process:
+            plan = {"steps": steps, "seconds_per_step": per_step, "samples": steps * preset.training.batch_size}
+            write_json(file, plan)
+        accelerator.wait_for_everyone()
+    return json.loads(file.read_text())["steps"]
+
+
+def check_shares(preset: Preset, accelerator: Accelerator) -> None:
+    """Raises `InputError` unless the batch divides evenly: only then is the mean of the parts' means its mean."""
+    settings, processes = preset.training, accelerator.num_processes
+    if settings.accumulate < 1 or settings.batch_size % (processes * settings.accumulate):
+        raise InputError(
+            f"training.batch_size {settings.batch_size} must be a multiple of {processes} processes x "
+            f"training.accumulate {settings.accumulate}"
+        )
+
+
+def claim(out: Path, preset: Preset) -> None:
+    """Make `out` this configuration's folder; raises `InputError` if it is another's, naming what differs."""
+    file = out / "config.json"
+    settings = preset.to_dict()
+    if file.is_file():
+        there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings that came since have their defaults
+        changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
+        if changes:
+            raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is no training run: choose another --out")
+    else:
+        write_json(file, settings)
+
+
+def _differences(a: dict, b: dict, where: str = ""):
+    for key in sorted(a.keys() | b.keys()):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            yield from _differences(x, y, f"{where}{key}.")
+        elif x != y:
+            yield f"{where}{key}", x, y
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
+    """Mean loss terms over every watched picture, its conditions kept, always with the same noise and steps."""
+    device = latents.image.device
+    _, generator = stream(device, preset.training.seed, 3)
+    total: dict[str, float] = {}
+    n, size = len(latents.image), preset.training.batch_size
+    noise = torch.randn(latents.image[:, 0].shape, generator=generator, device=device)
+    t = torch.randint(TRAIN_STEPS, (n,), generator=generator, device=device)
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        batch = {
+            "x": latents.image[rows, 0].float(),
+            "noise": noise[rows],
+            "t": t[rows],
+            "mask": latents.mask[rows, 0].float(),
+            "region": latents.region[rows, 0].float(),
+        }
+        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+        batch |= {"products": latents.products[rows], "defects": latents.defects[rows]}
+        for key, value in denoiser(batch).items():
+            total[key] = total.get(key, 0.0) + float(value) * len(batch["x"]) / n
+    return total
+
+
+def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Path, columns: int = 12) -> None:
+    """One picture over its mask for up to `columns` pairs spread over all there are, seeds 0, 1, 2, ..."""
+    shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(columns, len(pairs))).astype(int)]
+    products, defects = zip(*shown, strict=True)
+    out = pipe(product=products, defect=defects)
+    tiles = [np.concatenate([i, m.convert("RGB")]) for i, m in zip(out.images, out.masks, strict=True)]
+    write_atomically(path, lambda p: Image.fromarray(np.concatenate(tiles, 1)).save(p, "png"))
