@@ -43,7 +43,7 @@ def run(generated: str | Path, real: str | Path) -> dict:
     check_count(f"{real} (the generated pairs only)", len(theirs), LEAST)
     about = {"counts": {"generated": len(ours), "real": len(theirs)}, "pairs": [" ".join(pair) for pair in pairs[0]]}
 
-    metrics, reason = fetched(inception_metrics, Pictures(ours, size), Pictures(theirs, size))
+    metrics, reason = fetched(inception_metrics, ImageSet(ours, size), ImageSet(theirs, size))
     if metrics is not None:
         return {**about, "size": size, **metrics}
     judge = Judge.shipped(size)
@@ -52,7 +52,7 @@ def run(generated: str | Path, real: str | Path) -> dict:
     return {**about, "size": judge.size, **metrics, "judge": judge.card, "note": note}
 
 
-class Pictures(Dataset):
+class ImageSet(Dataset):
     """Samples as torch-fidelity wants them: uint8 (3, S, S). The real ones are brought to the generated ones' size."""
 
     def __init__(self, samples: Sequence[Sample], size: int):
