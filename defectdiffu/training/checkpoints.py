@@ -46,7 +46,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         number, name = key.split(".", 1)
         like = parameters[int(number)]
         if value.shape == like.shape:
-            # Laid out as the parameter is: the fused kernel rounds by the place in memory, and resuming is exact.
+            # Laid out in memory as the parameter is: fused kernels take that for granted.
             value = torch.empty_like(like).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -74,7 +74,7 @@ def fit(
         learning_rate,
         weight_decay=weight_decay,
         betas=(0.9, 0.99),
-        fused=True,
+        fused=accelerator.device.type == "cuda",
     )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -155,7 +155,7 @@ def seconds_per_step(
     """How long a step of `fit` takes here: measured for about `seconds` on a copy of `module`, which stays as it is."""
     trial = copy.deepcopy(module)
     parameters = [p for p in trial.parameters() if p.requires_grad]
-    wrapped, optimizer = accelerator.prepare(trial, torch.optim.AdamW(parameters, 1e-5, fused=True))
+    wrapped, optimizer = accelerator.prepare(trial, torch.optim.AdamW(parameters, 1e-5))
     ema = EMAModel(parameters, foreach=True)
 
     def timed(steps: int) -> float:
