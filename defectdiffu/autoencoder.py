@@ -125,7 +125,7 @@ def downsampling(vae) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def mend_tiling(vae) -> None:
+def fix_tiling(vae) -> None:
     """Let `vae.enable_tiling()` decode right: diffusers takes it that an `AutoencoderTiny` halves the side thrice."""
     if isinstance(vae, AutoencoderTiny):
         vae.spatial_scale_factor = downsampling(vae)

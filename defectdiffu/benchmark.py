@@ -98,7 +98,7 @@ def train_ours(preset: Preset) -> Work:
 
 
 def train_baseline(preset: Preset) -> Work:
-    """A step as the released code takes it: pictures in, everything computed anew, no average of the weights."""
+    """A step as the released code takes it: pictures in, everything computed again, no average of the weights."""
     device = torch.device(default_device())
     pipe, denoiser = build(preset, device)
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], preset.training.learning_rate)
@@ -238,7 +238,7 @@ def measure(work: Callable[[], None], repeats: int) -> tuple[float, float | None
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     elif status.is_file():
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from here
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -325,7 +325,7 @@ def ablations(
     data: Annotated[list[Path], typer.Option(help="A folder to train on; may be given again.")],
     val: Annotated[Path, typer.Option(help="A folder of the same pairs, never trained on: held-out losses.")],
     out: Annotated[Path, typer.Option(help="Runs and latents go here; the same command again goes on.")],
-    file: Annotated[Path, typer.Option("--json", help="The record, written anew after every variant.")],
+    file: Annotated[Path, typer.Option("--json", help="The record, written again after every variant.")],
     steps: Annotated[int, typer.Option(min=1, help="Of training, for every variant.")] = 1000,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
     variants: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,

@@ -19,7 +19,7 @@ from defectdiffu.prompts import Conditions, PromptEmbedding, PromptEncoder
 def drop_conditions(
     product: str, defect: str, null_product: str, p1: float, p2: float, rng: np.random.Generator
 ) -> tuple[str, str]:
-    """Algorithm 1: what the model is told about one training image, (product, defect).
+    """Algorithm 1: the conditions (product, defect) of one training image.
 
     With probability p1 the product becomes the null product. If the image has a defect, then with probability p2 the
     defect is called good, and with probability p1 the product becomes null (again). Line 4 is read as printed, on
@@ -48,7 +48,7 @@ def double_free(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
 
 
 def defect_only(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
-    """The released code's default: two branches, the product always told, so w_p has nothing to scale."""
+    """The released code's default: two branches, both conditioned on the product, so w_p has nothing to scale."""
     return e["gp"] + w_d * (e["dp"] - e["gp"])
 
 
@@ -109,7 +109,7 @@ def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, C
         # Prompts are embedded where the text encoder is, which may be offloaded to the CPU.
         return PromptEmbedding.cat([p.map(lambda v: v.to(x.device).expand(batch, *v.shape[1:])) for p in prompts])
 
-    # With one prompt for all parts the background blocks are told of the defect as well: nothing is shared.
+    # With one prompt for all parts the background blocks are conditioned on the defect as well: nothing is shared.
     product = {branch: branch if transformer.config.one_prompt else branch[1] for branch in conditions}
     products = {product[branch]: c.product for branch, c in conditions.items()}
     n = len(products)
@@ -134,8 +134,8 @@ def guide(branches: Branches, guidance: str, w_p: float, w_d: Tensor) -> tuple[T
     The scales of every form sum to one, and noise and velocity differ by a multiple and a term in x_t: guiding either
     is guiding the other.
 
-    The mask comes from the branch that is told of the defect. Below w_d = 1 it is mixed with that of the branch that
-    differs in the defect alone: at w_d = 0 nothing of the defect is in the picture, nor may it be in the mask.
+    The mask comes from the branch that is conditioned on the defect. Below w_d = 1 it is mixed with that of the branch
+    that differs in the defect alone: at w_d = 0 nothing of the defect is in the picture, nor may it be in the mask.
     """
     form = GUIDANCES[guidance]
     good, defect = branches.mask[form.good], branches.mask[form.defect]

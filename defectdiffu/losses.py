@@ -50,7 +50,7 @@ def attention_map(maps: Tensor) -> Tensor:
 
 
 def attention_ratio(attention: Tensor, mask: Tensor, alpha: float = 0.001) -> Tensor:
-    """Eq. 8, Rat: attention on sound regions over attention on the defect.
+    """Eq. 8, Rat: attention on normal regions over attention on the defect.
 
     attention (B, h, w), mask (B, h, w) in [0, 1] -> (B,). Without a defect (mask all zero) it is large but finite.
     """

@@ -203,7 +203,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     sample_size: side of the latent; in_channels: its channels C; text_dim: width of the text embeddings.
     background_blocks, defect_blocks, fusion_blocks: N, M and K of the paper.
     attention_over: "positions" (as released) or "tokens" (Eq. 5).
-    prediction: "noise" (Eq. 2) or "velocity" (`losses.velocity`); schedulers are told by the pipeline.
+    prediction: "noise" (Eq. 2) or "velocity" (`losses.velocity`); the pipeline sets its scheduler to it.
     convolution: a 3 x 3 depthwise convolution in every block's MLP, for models that start from nothing.
     null_product: the word that stands for no product in particular in prompts.
     frequency_shift: 1 where the step's frequencies fall as i / 127, as in diffusers' DiT; 0 where as i / 128, as in the

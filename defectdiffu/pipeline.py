@@ -28,7 +28,7 @@ from defectdiffu.prompts import PromptEncoder
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
-LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what a picture bears
+LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
 LARGEST_SEED = 2**63 - 1
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -68,7 +68,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
     ):
         super().__init__()
-        autoencoder.mend_tiling(vae)
+        autoencoder.fix_tiling(vae)
         follow(scheduler, transformer.config.prediction)  # so that it is saved with it
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler

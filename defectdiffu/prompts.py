@@ -73,7 +73,7 @@ class PromptEmbedding:
 
 @dataclass
 class Conditions:
-    """What the three parts of the transformer are told, for B images: `transformer(x, t, **vars(conditions))`."""
+    """Conditions of the three parts of the transformer, for B images: `transformer(x, t, **vars(conditions))`."""
 
     product: PromptEmbedding  # c_p
     defect: PromptEmbedding  # c_d

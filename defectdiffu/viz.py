@@ -18,7 +18,7 @@ from defectdiffu.drawn.procedural import PAIRS, contact_sheet
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.pictures import enlarge, mosaic, overlay, to_webp
 
-# Okabe and Ito's palette, told apart under every common colour blindness.
+# Okabe and Ito's palette, distinguishable under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -110,9 +110,9 @@ def slider(
     if live:
         return live_slider(pipe, seed=seeds[0], **asked)
     frames = [pairs(pipe(**asked | {over: v}, seeds=seeds, num_images=len(seeds))) for v in values]
-    told = ", ".join(asked[name] for name in ("product", "defect") if name != over)
+    named = ", ".join(asked[name] for name in ("product", "defect") if name != over)
     label = "steps" if over == "num_inference_steps" else over
-    return static_slider(frames, values, label, f"{told}; above alone, below with its mask;", start=len(values) // 2)
+    return static_slider(frames, values, label, f"{named}; above alone, below with its mask;", start=len(values) // 2)
 
 
 # Everything hangs on the figure that the range input stands in: no ids, so any number of sliders share a page.

@@ -1,4 +1,4 @@
-"""Names and habits of known products: the paper's Table 2 (supplement), and which augmentations a product bears.
+"""Names and habits of known products: the paper's Table 2 (supplement), and which augmentations a product allows.
 
 Table 2 renames the 73 defect types of MVTec AD so that one morphology has one name on every product ("poke" on leather
 is a hole, as it is on a cable); that is what lets a defect learnt on one product be asked for on another.
@@ -157,7 +157,7 @@ class Augmentation:
     zoom           largest relative change of scale, in and out
     light          largest relative change of brightness, up and down
 
-    The defaults suit a product of which nothing is known: whether it bears print, or which way is up.
+    The defaults suit a product of which nothing is known: whether it is printed on, or which way is up.
     """
 
     flip_h: bool = False
@@ -192,5 +192,5 @@ AUGMENT: dict[str, Augmentation] = {
 
 
 def augmentation(product: str) -> Augmentation:
-    """Return what the product bears; for a product that is not in `AUGMENT`, the conservative default."""
+    """Return what the product allows; for a product that is not in `AUGMENT`, the conservative default."""
     return AUGMENT.get(product, Augmentation())

@@ -194,7 +194,7 @@ def read_ksdd2(folder: Path) -> Iterator[Item]:
     """KolektorSDD2: train/ and test/, each with NNNNN.png and NNNNN_GT.png, a mask that is black for good images.
 
     There is one product and one kind of defect. Defects of train/ and test/ together go to `test`, where the half split
-    parts them anew; numbers never repeat. Names that are no number are passed over: the owners' archive holds a stray
+    splits them again; numbers never repeat. Names that are no number are passed over: the owners' archive holds a stray
     copy of one image.
     """
     root = _root(folder, "train", "KolektorSDD2")

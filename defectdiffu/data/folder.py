@@ -82,7 +82,7 @@ class FolderDataset(Sequence):
         │   │       └── ...
         │   └── ground_truth/
         │       └── broken_large/
-        │           ├── 000_mask.png    or 000.png; 0 sound, any one other value defect; as large as its image
+        │           ├── 000_mask.png    or 000.png; 0 normal, any one other value defect; as large as its image
         │           └── ...
         └── ...
 
@@ -157,7 +157,7 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
 
 
 def load_mask(path: str | Path, size: int) -> np.ndarray:
-    """Return a mask as uint8 (size, size), 0 for sound and 255 for defect.
+    """Return a mask as uint8 (size, size), 0 for normal and 255 for defect.
 
     A pixel of the result is defect if any pixel under it is, so that the thinnest scratch survives.
 
@@ -204,7 +204,7 @@ def _marked(image: Image.Image) -> np.ndarray:
         raise ValueError("the mask is empty: mark the defect, or move the image to the good ones")
     if np.any(values[marked] != values.max()):
         raise ValueError(
-            f"the mask has {len(np.unique(values))} different values where 0 (sound) and one other (defect) are meant: "
+            f"the mask has {len(np.unique(values))} values, not 0 (normal) and one other (defect): "
             "save it as PNG, without smooth edges, every kind of defect as one value"
         )
     return marked

@@ -6,7 +6,7 @@ from defectdiffu.data.folder import Problem, scan
 
 
 def check_folder(root: str | Path) -> list[Problem]:
-    """Return every problem of a folder in the MVTec AD layout, in the order of its files; an empty list if it is sound.
+    """Return every problem of a folder in the MVTec AD layout, in the order of its files; empty if there is none.
 
     Reads every image to its last pixel. What is looked for:
 

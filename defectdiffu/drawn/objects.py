@@ -1,6 +1,6 @@
 """Four products that lie on a table: bottle, capsule, hazelnut, pill, after those of MVTec AD.
 
-Each function draws one sound specimen, `(rng, size) -> (surface, light)`: pose, lamp, tint and texture come from
+Each function draws one defect-free specimen, `(rng, size) -> (surface, light)`: pose, lamp, tint and texture come from
 `rng`, and the lengths are those of `surfaces.py`, so a specimen looks the same at every size. Colours and
 proportions are read off photographs.
 """

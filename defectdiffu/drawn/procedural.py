@@ -90,12 +90,12 @@ def render(product: str, defect: str, strength: float = 0.5, seed: int = 0, size
     if seed < 0:
         raise InputError(f"seed is {seed}: it must be 0 or more")
 
-    sound, light = PRODUCTS[product](_stream(seed, product), max(size, DRAWN))
-    normal = shade(sound, light, _stream(seed, product, "sensor"))
+    intact, light = PRODUCTS[product](_stream(seed, product), max(size, DRAWN))
+    normal = shade(intact, light, _stream(seed, product, "sensor"))
     if defect == "good":
-        image, touched = normal, np.zeros_like(sound.height)
+        image, touched = normal, np.zeros_like(intact.height)
     else:
-        damaged, touched = DEFECTS[defect](sound, _stream(seed, product, defect), strength)
+        damaged, touched = DEFECTS[defect](intact, _stream(seed, product, defect), strength)
         image = shade(damaged, light, _stream(seed, product, "sensor"))
     touched = (touched >= 0.5).astype(np.float32)
     if size < DRAWN:
@@ -122,7 +122,7 @@ def write_dataset(
         out/<product>/ground_truth/<defect>/000_mask.png ...       their masks
 
     No specimen appears twice. Pairs in `HELD_OUT` are left out; with `held_out=True` they alone are written,
-    without sound specimens. Raises `InputError` for unknown names, for a choice without any pair, and if `out`
+    without defect-free specimens. Raises `InputError` for unknown names, for a choice without any pair, and if `out`
     exists and is not empty.
     """
     out = Path(out)

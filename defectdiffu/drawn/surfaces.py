@@ -2,7 +2,7 @@
 
 Lengths are in units of half the picture's width: x and y run from -1 (left, top) to 1 (right, bottom),
 so a surface looks the same at every size. A defect changes the *surface*; the same light then falls on
-the sound and on the damaged surface, which makes the two pictures an exact counterfactual pair.
+the intact and on the damaged surface, which makes the two pictures an exact counterfactual pair.
 """
 
 from dataclasses import dataclass

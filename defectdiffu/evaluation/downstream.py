@@ -108,7 +108,7 @@ def run(
     """Train on `real`, on `real` with each kind of synthetic pictures, and score on `test`; folders in MVTec's layout.
 
     Trained on: everything that `real` has of the products in `generated`. Tested on: the pairs (product, defect) of
-    `generated`, and sound pictures of their products. One folder given as both is split in halves by
+    `generated`, and defect-free pictures of their products. One folder given as both is split in halves by
     `data.splitting.split`. progress: a file that keeps what every finished training gave, so that the same
     call goes on.
 
@@ -116,7 +116,7 @@ def run(
     `per_picture`: the U-Net's mean IoU of the test pictures with a defect, the ResNet's accuracy of all of them; the
     `differences` of that, generated minus each other set, with a 95 % interval over test pictures; and a `verdict` in
     words. Raises `InputError` for fewer than 2 seeds, fewer than 2 real, test or generated pictures with a defect, and
-    test pictures without a sound one among them where a ResNet is asked for.
+    test pictures without a defect-free one among them where a ResNet is asked for.
     """
     if len(seeds) < 2:
         raise InputError(f"{len(seeds)} seed: at least 2 are needed to tell luck from help, 3 or more are better")
@@ -279,13 +279,13 @@ def train(
 def shares(real: Pictures, extra: Pictures | None, batch_size: int) -> list[tuple[Pictures, np.ndarray, int]]:
     """Where a batch comes from: (pictures, rows to draw from, how many).
 
-    Half of it is sound and real, where there are sound pictures; the other half has defects, real ones or, with
+    Half of it is defect-free and real, where there are such pictures; the other half has defects, real ones or, with
     `extra`, half of them its own. So every set shows equally many defects.
     """
     flawed = real.masks.any((1, 2))
-    sound = 0 if flawed.all() else batch_size // 2
-    ours = 0 if extra is None else (batch_size - sound) // 2
-    parts = [(real, ~flawed, sound), (real, flawed, batch_size - sound - ours)]
+    good = 0 if flawed.all() else batch_size // 2
+    ours = 0 if extra is None else (batch_size - good) // 2
+    parts = [(real, ~flawed, good), (real, flawed, batch_size - good - ours)]
     if extra is not None:
         parts.append((extra, extra.masks.any((1, 2)), ours))
     return [(source, np.flatnonzero(chosen), count) for source, chosen, count in parts if count]

@@ -53,7 +53,7 @@ def judge_pipeline(
     if num < 1:
         raise InputError(f"num is {num}: at least 1 picture per pair is needed")
     if len(set(strengths) | {0.0}) < 3:
-        raise InputError("strengths need at least two values above 0, else no rank correlation can be told")
+        raise InputError("strengths need at least two values above 0, else there is no rank correlation")
     trained, held_out = known_pairs(pipeline)
     if not trained and not held_out:
         raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")

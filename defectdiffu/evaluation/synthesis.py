@@ -28,7 +28,7 @@ def read(what: str, samples: Sequence[Sample], size: int) -> Pictures:
 def synthesise(real: Pictures, number: int, kind: str, rng: np.random.Generator) -> Pictures:
     """`number` pictures made from real ones: kind "copy_paste" or "perlin".
 
-    The ground is a sound picture of the product; where none is, one with a defect, which stays marked.
+    The ground is a defect-free picture of the product; where none is, one with a defect, which stays marked.
     """
     flawed = real.masks.any((1, 2))
     images, masks, products = [], [], []
@@ -48,11 +48,11 @@ def synthesise(real: Pictures, number: int, kind: str, rng: np.random.Generator)
 
 
 def copy_paste(
-    sound: np.ndarray, defect: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    normal: np.ndarray, defect: np.ndarray, mask: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a real defect, with its mask, on a sound picture: turned, mirrored and moved at random.
+    """Paste a real defect, with its mask, on a defect-free picture: turned, mirrored and moved at random.
 
-    sound, defect uint8 (S, S, 3), mask uint8 (S, S). Returns (image, mask), alike; what leaves the picture is lost.
+    normal, defect uint8 (S, S, 3), mask uint8 (S, S). Returns (image, mask), alike; what leaves the picture is lost.
     """
     turns, mirrored = rng.integers(4), rng.random() < 0.5
     defect, mask = (np.rot90(p[:, ::-1] if mirrored else p, turns) for p in (defect, mask))
@@ -62,23 +62,23 @@ def copy_paste(
     down, right = rng.integers(size // 4, size - size // 4, 2) - (int(rows.mean()), int(columns.mean()))
     inside = np.all([(p >= 0) & (p < size) for p in (rows + down, columns + right)], axis=0)
     rows, columns = rows[inside], columns[inside]
-    image, pasted = sound.copy(), np.zeros_like(mask)
+    image, pasted = normal.copy(), np.zeros_like(mask)
     image[rows + down, columns + right] = defect[rows, columns]
     pasted[rows + down, columns + right] = 255
     return image, pasted
 
 
-def perlin_defect(sound: np.ndarray, texture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Blend another picture into a sound one where Perlin noise is high, as DRAEM does (Zavrtanik et al., ICCV 2021).
+def perlin_defect(normal: np.ndarray, texture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Blend another picture into a defect-free one where Perlin noise is high, as DRAEM (Zavrtanik et al., ICCV 2021).
 
-    sound, texture uint8 (S, S, 3); the texture is turned and its colours are swapped. Returns (image, mask).
+    normal, texture uint8 (S, S, 3); the texture is turned and its colours are swapped. Returns (image, mask).
     """
     texture = np.rot90(texture, rng.integers(4))[..., rng.permutation(3)]
-    noise = sum(perlin(len(sound), cells, rng) / cells for cells in OCTAVES)
+    noise = sum(perlin(len(normal), cells, rng) / cells for cells in OCTAVES)
     marked = noise > np.quantile(noise, rng.uniform(0.85, 0.98))
     opacity = rng.uniform(0.3, 1.0)
-    image = sound.copy()
-    image[marked] = (1 - opacity) * sound[marked] + opacity * texture[marked]
+    image = normal.copy()
+    image[marked] = (1 - opacity) * normal[marked] + opacity * texture[marked]
     return image, marked.astype(np.uint8) * 255
 
 

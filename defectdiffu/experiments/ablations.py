@@ -78,7 +78,7 @@ def run(
     data: folders to train on; val: one with pictures of the same pairs that none is trained on. names: which variants,
     all unless given. num: pictures per procedural pair that the judge is shown.
     The autoencoder is the preset's pretrained one, or that of the weights it starts from; `out` keeps a copy. What is
-    finished in `out` stays, and `file` is written anew after every variant, so the same command goes on.
+    finished in `out` stays, and `file` is written again after every variant, so the same command goes on.
     Raises `InputError` for unknown variants, a preset without an autoencoder, and bad data.
     """
     if not seeds:

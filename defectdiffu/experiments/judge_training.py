@@ -96,13 +96,13 @@ def fit(network: JudgeNetwork, drawn: Drawn, epochs: int, seed: int, batch_size:
     for epoch in range(epochs):
         total = 0.0
         for batch in tqdm(torch.randperm(count, generator=generator).split(batch_size), desc=f"epoch {epoch + 1}"):
-            sound = rng.random(len(batch)) < COUNTERFACTUAL_SHARE
+            normal = rng.random(len(batch)) < COUNTERFACTUAL_SHARE
             rows = batch.numpy()
-            shown = np.where(sound[:, None, None, None], drawn.normals[rows], drawn.images[rows])
+            shown = np.where(normal[:, None, None, None], drawn.normals[rows], drawn.images[rows])
             for i in np.flatnonzero(rng.random(len(batch)) < DEGRADED_SHARE):
                 shown[i] = degrade(shown[i], rng)
-            kinds = torch.where(torch.from_numpy(sound), GOOD_KIND, defects[batch]).to(device)
-            target = torch.from_numpy((drawn.masks[rows] > 0) & ~sound[:, None, None]).float().to(device)
+            kinds = torch.where(torch.from_numpy(normal), GOOD_KIND, defects[batch]).to(device)
+            target = torch.from_numpy((drawn.masks[rows] > 0) & ~normal[:, None, None]).float().to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 product, defect, mask, _ = network(to_tensor(shown, device))
             mask = mask.float()

@@ -99,7 +99,7 @@ def export(pipe: DefectDiffuPipeline, out: Path) -> None:
         shutil.rmtree(left_by_a_killed_run)
     with quiet(), writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="14MB")
-        for file in Path(folder).rglob("*.json"):  # the path of this run on this machine is nobody's business
+        for file in Path(folder).rglob("*.json"):  # strip local paths before publishing
             settings = json.loads(file.read_text())
             if settings.pop("_name_or_path", None) is not None:
                 file.write_text(json.dumps(settings, indent=2) + "\n")

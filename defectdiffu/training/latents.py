@@ -61,7 +61,7 @@ class Pictures:
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n numbers of pictures, good and defective ones alike often."""
+        """n numbers of pictures, half of them good, half with a defect."""
         return draw_balanced(self.defects, n, rng)
 
     def tensors(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Pictures:
         return to_tensor(self.images[index]), (self.masks[index] > 0).float()
 
     def augmented(self, index: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same, each picture moved and lit anew as its product bears (`catalog.augmentation`), its mask with it."""
+        """The same, each picture randomly augmented within what its product allows (`catalog`), its mask too."""
         images, masks = self.tensors(index)
         for row, i in enumerate(index):
             images[row], masks[row] = augment(images[row], masks[row], self.products[i], rng)
@@ -135,7 +135,7 @@ class Latents:
         return replace(self, **{k: getattr(self, k).to(device) for k in ("image", "mask", "region")})
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """n (picture, version) numbers, good and defective ones alike often."""
+        """n (picture, version) numbers, half of them good, half with a defect."""
         return draw_balanced(self.defects, n, rng), rng.integers(self.image.shape[1], size=n)
 
 
