@@ -105,6 +105,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
             raise InputError(
                 f"no weights '{name}': neither a folder nor shipped with the package ({', '.join(shipped) or 'none'})"
             )
+        if "torch_dtype" in kwargs:  # as older code says it
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
         kwargs = {"dtype": torch.float32} | kwargs
         with quiet():
             try:
@@ -221,12 +223,15 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
 
 def follow(scheduler, prediction: str) -> None:
-    """Set a scheduler to what the transformer predicts. Raises `InputError` for one that does not know it."""
+    """Set a scheduler to what the transformer predicts, and not to cut latents to [-1, 1], as pixels would be.
+
+    Raises `InputError` for one that does not know it.
+    """
     if "prediction_type" not in scheduler.config:
         raise InputError(
             f"{type(scheduler).__name__} cannot be used: it has no prediction_type ({prediction} is predicted)"
         )
-    scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction])
+    scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction], clip_sample=False)
 
 
 @contextmanager

@@ -173,6 +173,17 @@ def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
     assert pipe.scheduler.config.prediction_type == PREDICTION_TYPES[prediction]
 
 
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_latents_are_not_cut_to_the_range_of_pixels(pipe, name):
+    """Neither by a scheduler of the pipeline's own configuration nor by a new one, which would cut them by default."""
+    given = {"product": "tile", "defect": "crack", "num_images": 2}
+    kind, pictures = getattr(diffusers, name), []
+    for scheduler in (kind(clip_sample=False), kind.from_config(pipe.scheduler.config), kind()):
+        pipe.scheduler = scheduler
+        pictures.append(pixels(pipe(**given)))
+    assert (pictures[0] == pictures[1]).all() and (pictures[0] == pictures[2]).all()
+
+
 def test_what_is_predicted_is_saved_with_the_scheduler(tmp_path):
     random_pipeline(model={"prediction": "velocity"}).save_pretrained(tmp_path)
     assert (
@@ -209,6 +220,11 @@ def test_the_mask_is_averaged_over_the_last_tenth_of_the_steps(pipe, monkeypatch
     )
     expected = np.mean([np.clip((value + 1) / 2, 0, 1) for value in said[-2:]])
     np.testing.assert_allclose(out.mask_probs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_precision_is_taken_by_either_name(saved, name):
+    assert DefectDiffuPipeline.from_pretrained(saved, **{name: torch.bfloat16}).transformer.dtype == torch.bfloat16
 
 
 def test_half_precision(pipe):

@@ -19,9 +19,9 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 
 FIRST_SEED = 10**6
 SCORES = ("product_accuracy", "defect_accuracy", "mask_iou", "judged_good")
-SCHEDULERS = {  # the first two would cut latents to [-1, 1] unless configured not to
-    "DDPM": (DDPMScheduler, {"clip_sample": False}),
-    "DDIM": (DDIMScheduler, {"clip_sample": False}),
+SCHEDULERS = {
+    "DDPM": (DDPMScheduler, {}),
+    "DDIM": (DDIMScheduler, {}),
     "DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "SDE-DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "UniPC": (UniPCMultistepScheduler, {}),
