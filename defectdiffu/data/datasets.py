@@ -175,7 +175,7 @@ def read_visa(folder: Path) -> Iterator[Item]:
     labels: dict[str, dict[str, str]] = {}
     for row in _table(root / "split_csv/1cls.csv", "object", "split", "label", "image", "mask"):
         product, subset = row["object"], row["split"]
-        if product != _slug(product) or subset not in ("train", "test"):
+        if not product or product != _slug(product) or subset not in ("train", "test"):
             raise Problem(root / "split_csv/1cls.csv", f"'{product}', '{subset}': not an object and train or test")
         image = _inside(root, row["image"])
         if row["label"] == "normal":
@@ -210,16 +210,21 @@ def read_ksdd2(folder: Path) -> Iterator[Item]:
 
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file. Raises `Problem` if it is absent or lacks a column."""
+    """The rows of a CSV file. Raises `Problem` if it is absent, no CSV file in UTF-8, or lacks a column."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(text.splitlines(), restval="")
+        missing = set(columns) - set(reader.fieldnames or ())
+        rows = [row for row in reader if not missing]
     except OSError as error:
         raise Problem(path, f"cannot be read: {error.strerror}") from error
-    reader = csv.DictReader(text.splitlines(), restval="")
-    missing = set(columns) - set(reader.fieldnames or ())
+    except UnicodeDecodeError as error:
+        raise Problem(path, f"is not UTF-8 from byte {error.start} on: save it as UTF-8") from error
+    except csv.Error as error:
+        raise Problem(path, f"is no table: {error}") from error
     if missing:
         raise Problem(path, f"lacks the column {', '.join(sorted(missing))}; expected are {', '.join(columns)}")
-    yield from reader
+    yield from rows
 
 
 def _inside(root: Path, name: str) -> Path:
