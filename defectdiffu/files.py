@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written aside and renamed. Tensors go into safetensors."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from defectdiffu.errors import InputError
 
 if TYPE_CHECKING:  # what reads and writes pictures and JSON needs no torch
     from torch import Tensor
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,7 +43,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise InputError(f"could not write {path}: {error}; free some space and run the same command again") from error
+        full = any(os.strerror(number) in str(error) for number in FULL)  # safetensors gives the system's words alone
+        cure = "free some space and run the same command again" if full else "put that right, or name another place"
+        raise InputError(f"could not write {path}: {error}; {cure}") from error
 
 
 def write_json(path: Path, value: object, indent: int | None = 2) -> None:

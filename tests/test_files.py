@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from defectdiffu.errors import InputError
 from defectdiffu.files import load_tensors, save_tensors, write_json
 
 
@@ -23,3 +24,10 @@ def test_json_is_whole_or_not_there(tmp_path):
         write_json(tmp_path / "deep" / "x.json", {"a": float("nan")})
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1.5, None]}
+
+
+def test_space_is_asked_for_only_where_there_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match=r"could not write .*name another place"):
+            write_json(path, {})

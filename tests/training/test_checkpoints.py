@@ -66,7 +66,9 @@ def test_a_part_is_never_picked_up(tmp_path):
     assert load_newest_checkpoint(tmp_path)[1]["step"] == 1
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, error):
     save_checkpoint(tmp_path, 1, state(1), {})
 
