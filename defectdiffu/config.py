@@ -168,7 +168,7 @@ PRESETS = {
         training=TrainingConfig(steps=8000),
         sampling=SamplingConfig(w_p=2.0, w_d=1.5),
     ),
-    # 256 px, about ten minutes on one data-centre GPU. Before any training an autoencoder with 4 channels
+    # 256 px, meant for ten minutes of one data-centre GPU, not run yet. Untrained, an autoencoder with 4 channels
     # keeps 24 dB of drawn pictures, one with 16 keeps 27 dB and the masks (records/autoencoders_256.json).
     "book": Preset(
         name="book",
