@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from defectdiffu.errors import InputError
 from defectdiffu.files import writing
@@ -75,19 +75,21 @@ def _safe(name: str, archive: Path) -> Path:
 # Both yield the regular files of an archive as (name, bytes, open content), in one pass.
 
 
-def _tar(archive: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+def _tar(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isdir():
                 _safe(member.name, archive)
             elif member.isreg():
-                yield member.name, member.size, tar.extractfile(member)
+                content = tar.extractfile(member)
+                assert content is not None  # as for every regular file
+                yield member.name, member.size, content
             else:
                 kind = f"a link to '{member.linkname}'" if member.issym() or member.islnk() else "a device"
                 raise InputError(f"{archive} refused: its member '{member.name}' is {kind}, not a file")
 
 
-def _zip(archive: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+def _zip(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with zipfile.ZipFile(archive) as package:
         for member in package.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)

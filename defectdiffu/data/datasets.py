@@ -105,13 +105,13 @@ def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
             ours, theirs = Path(part) / "ours", source
-            place = shutil.copyfile
+            place: Callable[[Path, Path], object] = shutil.copyfile
             if source.is_file():
                 theirs = unpack(source, Path(part) / "theirs")
                 place = Path.rename  # it is our own copy: no room is needed twice
             items = list(read(theirs))
             if place is shutil.copyfile:
-                check_room(out.parent, sum(item.image.stat().st_size for item in items), out)
+                check_room(out.parent, sum(item.image.stat().st_size for item in items), str(out))
             counts: dict[str, Counter] = {}
             for item in items:
                 _place(item, ours, place)
@@ -137,7 +137,7 @@ def _marked(path: Path) -> np.ndarray:
     """Bool (H, W): any value but 0 is defect, for VisA's masks number the kinds of defect."""
     with opened(path) as image:
         values = np.asarray(image)
-    return values != 0 if values.ndim == 2 else values.any(axis=-1)
+    return values != 0 if values.ndim == 2 else np.any(values, axis=-1)
 
 
 def _slug(label: str) -> str:

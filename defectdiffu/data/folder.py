@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -63,7 +64,16 @@ class Sample:
         return self.image.parts[-3]
 
 
-class FolderDataset(Sequence):
+class Picture(TypedDict):
+    """One item of a `FolderDataset`."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    product: str
+    defect: str
+
+
+class FolderDataset(Sequence[Picture]):
     """Images and masks of samples, as arrays. A map-style dataset: `torch.utils.data.DataLoader` takes it as it is.
 
     The folder, as MVTec AD has it::
@@ -111,7 +121,7 @@ class FolderDataset(Sequence):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]  # one by one, no slices
         sample = self.samples[index]
         mask = load_mask(sample.mask, self.size) if sample.mask else np.zeros((self.size, self.size), np.uint8)
         image = load_image(sample.image, self.size)
@@ -300,7 +310,8 @@ def _scan_defect(
     masks = defaultdict(list)
     for mask in _images(truth) if truth.is_dir() else []:
         masks[mask.stem].append(mask)
-    used, seen = set(), {}
+    used: set[Path] = set()
+    seen: dict[str, Path] = {}
     for image in images:
         stem = image.stem
         if stem in seen:

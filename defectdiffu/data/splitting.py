@@ -52,10 +52,12 @@ def split_few(
 
 def parse_pairs(text: str) -> list[tuple[str, str]]:
     """(product, defect) pairs of a text such as "magnetic_tile/crack,pill/scratch"."""
-    pairs = [tuple(part.strip().split("/")) for part in text.split(",")]
-    for pair in pairs:
-        if len(pair) != 2 or not all(pair):
+    pairs = []
+    for part in text.split(","):
+        product, _, defect = part.strip().partition("/")
+        if not product or not defect or "/" in defect:
             raise InputError(f"pairs are product/defect with commas between, not '{text}'")
+        pairs.append((product, defect))
     return pairs
 
 

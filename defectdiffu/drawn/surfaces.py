@@ -5,12 +5,15 @@ so a surface looks the same at every size. A defect changes the *surface*; the s
 the intact and on the damaged surface, which makes the two pictures an exact counterfactual pair.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 Array = np.ndarray
+Number = float | np.floating
 
 
 @dataclass
@@ -37,13 +40,13 @@ class Surface:
     background: Array
     inside: Array
     room: Array
-    metallic: Array = None
+    metallic: Array = field(default_factory=lambda: np.zeros(0))  # unless given, 0 everywhere
     sharpness: float | Array = 20.0
     axis: float = 0.0
     thickness: float = 0.1
 
-    def __post_init__(self):
-        if self.metallic is None:
+    def __post_init__(self) -> None:
+        if not self.metallic.size:
             self.metallic = np.zeros_like(self.height)
 
     @property
@@ -51,8 +54,8 @@ class Surface:
         return self.height.shape[0]
 
     def copy(self) -> "Surface":
-        maps = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
-        return Surface(**maps)
+        maps: dict[str, Any] = {k: v.copy() for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **maps)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def coordinates(size: int) -> tuple[Array, Array]:
     return np.meshgrid(centres, centres)
 
 
-def rotate(x: Array, y: Array, angle: float, centre: tuple[float, float] = (0.0, 0.0)) -> tuple[Array, Array]:
+def rotate(x: Array, y: Array, angle: float, centre: Sequence[float] | Array = (0.0, 0.0)) -> tuple[Array, Array]:
     """Coordinates in a frame placed at `centre` and turned by `angle`: u along the frame's axis, v across it."""
     dx, dy = x - centre[0], y - centre[1]
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -131,9 +134,9 @@ def noise(
     return total / (total.std() + 1e-6)
 
 
-def mix(a: Array, b: Array, weight: Array) -> Array:
-    """a where weight is 0, b where it is 1; a colour (3,) or a map (H, W[, 3]); weight (H, W)."""
-    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+def mix(a: Number | Array, b: Number | Array, weight: Number | Array) -> Array:
+    """a where weight is 0, b where it is 1; a number, a colour (3,) or a map (H, W[, 3]); weight a number or (H, W)."""
+    a, b, weight = np.asarray(a, np.float32), np.asarray(b, np.float32), np.asarray(weight)
     if max(a.ndim, b.ndim) == 3 or a.shape == (3,) or b.shape == (3,):
         weight = weight[..., None]
     return a + (b - a) * weight

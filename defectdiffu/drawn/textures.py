@@ -4,6 +4,8 @@ Every function draws one specimen of the same product line: the weave, the pebbl
 turn and the lamp change from call to call, as from one photograph in a catalogue to the next.
 """
 
+from typing import Any
+
 import numpy as np
 
 from defectdiffu.drawn.surfaces import Light, Surface, coordinates, inside_of, mix, noise, rotate, smoothstep, srgb
@@ -28,7 +30,7 @@ def _room(size: int) -> Array:
     return smoothstep(0, 0.25, 1 - np.maximum(np.abs(x), np.abs(y)))
 
 
-def _sheet(albedo: Array, height: Array, gloss: float, behind: Array, **rest: float | Array) -> Surface:
+def _sheet(albedo: Array, height: Array, gloss: float, behind: Array, **rest: Any) -> Surface:
     """A product that fills the picture, the same gloss everywhere, with one colour behind it."""
     size = height.shape[0]
     return Surface(
@@ -67,8 +69,8 @@ def _round(distance: Array) -> Array:
 def _cell_border(rng: np.random.Generator, x: Array, y: Array, pitch: float) -> Array:
     """How far past the nearest of scattered points the second nearest is, in pitches: 0 on the border of two cells."""
     count = int(3.2 / pitch)
-    column, row = np.meshgrid(np.arange(count), np.arange(count))
-    points = (column + 1j * row + 0.5 + 0.8 * (rng.random((count, count, 2)) - 0.5) @ (1, 1j)).astype(np.complex64)
+    across, down = np.meshgrid(np.arange(count), np.arange(count))
+    points = (across + 1j * down + 0.5 + 0.8 * (rng.random((count, count, 2)) - 0.5) @ (1, 1j)).astype(np.complex64)
     place = ((x + 1.6) + 1j * (y + 1.6)) / np.float32(pitch)
     row, column = (np.clip(part, 1, count - 2).astype(np.int32) for part in (place.imag, place.real))
     index = row * count + column

@@ -5,7 +5,7 @@ these clusters, so that copies of the training pictures, which differ well from 
 Two variants are in use; both are reported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def run(generated: str | Path, real: str | Path, distance: Distance | None = Non
         name, size, distance = "judge_distance", judge.size, judge_distance(judge)
         note = f"LPIPS is not reported: {reason}. judge_distance is another distance and compares only with itself."
 
-    pairs = {}
+    pairs: dict[str, dict[str, float | None]] = {}
     for pair, samples in ours.items():
         images, references = load(samples, size)[0], load(theirs[pair], size)[0]
         apart = pairwise(images, distance)
@@ -61,7 +61,9 @@ def run(generated: str | Path, real: str | Path, distance: Distance | None = Non
             f"ic_{name}_all": ic_all(apart, nearest),
         }
     values = {
-        key: [p[key] for p in pairs.values() if p[key] is not None] for key in next(iter(pairs.values())) if name in key
+        key: [value for p in pairs.values() if (value := p[key]) is not None]
+        for key in next(iter(pairs.values()))
+        if name in key
     }
     means = {key: bootstrap(v) if v else None for key, v in values.items()}
     return {"size": size, **means, "pairs": pairs, "seeds": [seed]} | ({"note": note} if note else {})
@@ -112,7 +114,7 @@ def ic_all(apart: np.ndarray, nearest: np.ndarray) -> float:
     return float(np.mean([_mean_distance(apart, c) if len(c) > 1 else 0.0 for c in clusters]))
 
 
-def _mean_distance(apart: np.ndarray, members: Sequence[int]) -> float:
+def _mean_distance(apart: np.ndarray, members: np.ndarray) -> float:
     return np.mean([apart[i, j] for i, j in combinations(members, 2)])
 
 

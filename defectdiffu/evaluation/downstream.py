@@ -158,11 +158,10 @@ def run(
 def _trained(detector: str, name: str, seed: int, steps: int, pictures: dict[str, Pictures]) -> dict:
     """{"scores", "per_picture"} of one detector trained on one set."""
     real, test = pictures["real"], pictures["test"]
+    extra = pictures["generated"] if name == "generated" else None
     if name in ("copy_paste", "perlin"):
         rng = np.random.default_rng([seed, SETS.index(name)])
         extra = synthesise(real, len(pictures["generated"].images), name, rng)
-    else:
-        extra = pictures["generated"] if name == "generated" else None
     kind = DETECTORS[detector]
     outputs = predict(train(kind, real, extra, steps, seed, f"{detector} on {name}, seed {seed}"), test.images)
     scores = {k: v for k, v in kind.score(outputs, test.masks).items() if k != "count"}
@@ -254,7 +253,7 @@ def train(
     device = default_device()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = detector.build().to(device, memory_format=torch.channels_last)
+        network = detector.build().to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
@@ -262,12 +261,12 @@ def train(
     for _ in tqdm(range(steps), label, disable=None):
         drawn = [(source, rng.choice(rows, count)) for source, rows, count in drawn_from]
         images = np.concatenate([source.images[i] for source, i in drawn])
-        target = np.concatenate([source.masks[i] for source, i in drawn])
+        marked = np.concatenate([source.masks[i] for source, i in drawn])
         flips = tuple(axis for axis in (1, 2) if rng.random() < 0.5)
-        images, target = np.flip(images, flips).copy(), np.flip(target, flips).copy()
+        images, marked = np.flip(images, flips).copy(), np.flip(marked, flips).copy()
         with torch.autocast(device, torch.bfloat16):
             logits = network(to_tensor(images, device))
-        target = (torch.from_numpy(target)[:, None] > 0).float().to(device)
+        target = (torch.from_numpy(marked)[:, None] > 0).float().to(device)
         loss = detector.loss(logits.float(), target)
         optimiser.zero_grad()
         loss.backward()

@@ -52,7 +52,7 @@ def run(generated: str | Path, real: str | Path) -> dict:
     return {**about, "size": judge.size, **metrics, "judge": judge.card, "note": note}
 
 
-class ImageSet(Dataset):
+class ImageSet(Dataset[torch.Tensor]):
     """Samples as torch-fidelity wants them: uint8 (3, S, S). The real ones are brought to the generated ones' size."""
 
     def __init__(self, samples: Sequence[Sample], size: int):
@@ -65,7 +65,7 @@ class ImageSet(Dataset):
         return torch.from_numpy(self.dataset[index]["image"].copy()).permute(2, 0, 1)
 
 
-def inception_metrics(generated: Dataset, real: Dataset) -> dict[str, float]:
+def inception_metrics(generated: ImageSet, real: ImageSet) -> dict[str, float]:
     """All by torch-fidelity. Raises OSError where the Inception weights cannot be fetched."""
     metrics = calculate_metrics(
         input1=generated,

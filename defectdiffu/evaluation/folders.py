@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -11,10 +12,12 @@ from defectdiffu.data.folder import FolderDataset, Pair, Sample, read_folder
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
 
+T = TypeVar("T")
+
 
 def read_pairs(root: str | Path) -> dict[Pair, list[Sample]]:
     """{(product, defect): its samples} of a folder in MVTec AD's layout, defects unified, good pictures included."""
-    pairs = {}
+    pairs: dict[Pair, list[Sample]] = {}
     for sample in read_folder(root):
         pairs.setdefault((sample.product, sample.defect), []).append(sample)
     if not pairs:
@@ -39,7 +42,7 @@ def read_alike(generated: str | Path, real: str | Path) -> tuple[dict[Pair, list
 
 def common_size(pairs: dict[Pair, list[Sample]]) -> int:
     """The one size, in pixels, that all of the pictures have. Raises `InputError` if they differ or are not square."""
-    sizes = {}
+    sizes: dict[tuple[int, int], Path] = {}
     for sample in chain.from_iterable(pairs.values()):
         with Image.open(sample.image) as image:
             sizes.setdefault(image.size, sample.image)
@@ -65,7 +68,7 @@ def check_count(what: str, count: int, least: int) -> None:
         raise InputError(f"{what}: {count} picture{'s' * (count != 1)}, at least {least} are needed")
 
 
-def fetched(network: Callable, *args, **kwargs) -> tuple[object | None, str | None]:
+def fetched(network: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T, None] | tuple[None, str]:
     """(network(...), None), or (None, why) if its public weights cannot be fetched."""
     try:
         return network(*args, **kwargs), None

@@ -93,7 +93,7 @@ class Judge:
 
     def __init__(self, network: JudgeNetwork, card: dict):
         self.device = default_device()
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card = card
         self.size = card["size"]
 

@@ -1,7 +1,10 @@
 """How well masks meet the truth: IoU, F1, AP and AUROC over all pixels, by torchmetrics."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
@@ -11,7 +14,12 @@ from torchmetrics.functional.classification import (
 
 from defectdiffu.errors import InputError
 
-SCORES = {"iou": binary_jaccard_index, "f1": binary_f1_score, "ap": binary_average_precision, "auroc": binary_auroc}
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "iou": binary_jaccard_index,
+    "f1": binary_f1_score,
+    "ap": binary_average_precision,
+    "auroc": binary_auroc,
+}
 
 
 def run(probabilities: np.ndarray, truths: np.ndarray) -> dict[str, float | int]:

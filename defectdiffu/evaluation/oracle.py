@@ -108,7 +108,8 @@ def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
         with torch.autocast(device, torch.bfloat16, enabled=precision() == "bf16"):
             out = pipeline(product=products, defect=defects, w_d=w_d, seeds=seeds, batch_size=TOGETHER)
         images, masks = np.array([np.asarray(i) for i in out.images]), np.array([np.asarray(m) for m in out.masks]) > 0
-        return tuple(frames.reshape(len(pairs), num, *frames.shape[1:]) for frames in (images, masks))
+        shape = (len(pairs), num)
+        return images.reshape(*shape, *images.shape[1:]), masks.reshape(*shape, *masks.shape[1:])
 
     return generated
 
@@ -146,7 +147,7 @@ def measure(
         marked = verdict.mask_probs > 0.5
         outside = ~mask[:SWEPT]
         change = np.abs(seen[:SWEPT].astype(float) - images[0]).mean(-1) / 255
-        areas = [np.mean(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5) for s in swept]
+        areas = [float(np.mean(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5)) for s in swept]
         scores[product, defect] = {
             "product_accuracy": np.array([p == product for p in verdict.products], float),
             "defect_accuracy": np.array([d == defect for d in verdict.defects], float),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.files import write_json
@@ -36,7 +37,7 @@ def run_of(module: str) -> Callable[..., dict]:
     Raises `InputError` if the library behind it is not installed.
     """
 
-    def run(**arguments) -> dict:
+    def run(**arguments: Any) -> dict:
         try:
             found = import_module(f"defectdiffu.{module}")
         except ModuleNotFoundError as error:
@@ -52,7 +53,7 @@ NAMES = ("oracle", "fidelity", "diversity", "memorisation", "masks", "downstream
 MEASURES = {name: run_of(f"evaluation.{name}") for name in NAMES}
 
 
-def evaluate(measure: str, json_path: str | Path | None = None, **arguments) -> dict:
+def evaluate(measure: str, json_path: str | Path | None = None, **arguments: Any) -> dict:
     """Run one of `MEASURES` with its arguments; return its result with versions and seconds, and write it as JSON.
 
     Raises `InputError` for an unknown measure, a `json_path` that is a folder, and whatever the measure has to object.
@@ -60,7 +61,7 @@ def evaluate(measure: str, json_path: str | Path | None = None, **arguments) -> 
     return measured(measure, MEASURES[check_choice("measure", measure, MEASURES)], json_path, **arguments)
 
 
-def measured(measure: str, run: Callable[..., dict], json_path: str | Path | None = None, **arguments) -> dict:
+def measured(measure: str, run: Callable[..., dict], json_path: str | Path | None = None, **arguments: Any) -> dict:
     """`evaluate` for a measure that is not among `MEASURES`: what `run(**arguments)` gives, named `measure`."""
     path = Path(json_path) if json_path else None
     if path and path.is_dir():
@@ -87,12 +88,12 @@ def evaluate_all(
     `left_out` with the reason. The file is written after every measure, so the same command goes on where it stopped.
     Raises `InputError` if the file holds results of other inputs, and if no measure at all can be taken.
     """
-    folders = {"generated": str(generated), "real": str(real)}
+    folders: dict[str, Any] = {"generated": str(generated), "real": str(real)}
     asked = folders | {"weights": str(weights), "num": num}
     work = dict.fromkeys(("fidelity", "diversity", "memorisation"), folders)
     work["oracle"] = {"weights": str(weights), "num": num}
     path = Path(json_path)
-    result = {"measure": "all", "asked": asked, "results": {}, "left_out": {}}
+    result: dict[str, Any] = {"measure": "all", "asked": asked, "results": {}, "left_out": {}}
     if path.is_file():
         try:
             there = json.loads(path.read_text())
@@ -123,7 +124,7 @@ def table(result: dict) -> list[tuple[str, str, str]]:
         return [row for r in result["results"].values() for row in table(r)]
     rows = []
 
-    def walk(name: str, value) -> None:
+    def walk(name: str, value: object) -> None:
         if isinstance(value, dict) and {"mean", "low", "high"} <= value.keys():
             rows.append((result["measure"], name, f"{value['mean']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"))
         elif isinstance(value, dict):

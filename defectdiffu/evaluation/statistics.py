@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defectdiffu.errors import InputError
 
 RESAMPLES = 2000
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+def bootstrap(values: ArrayLike, seed: int = 0) -> dict[str, float]:
     """The mean of `values` with its 95 % interval by the percentile bootstrap: {mean, low, high, count}.
 
     Raises `InputError` if there are none, or if one is not a finite number.
@@ -25,7 +26,9 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "count": len(values)}
 
 
-def paired_bootstrap(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> dict[str, float]:
+def paired_bootstrap(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, seed: int = 0
+) -> dict[str, float]:
     """The mean of ours - theirs with its interval; item i of both stems from the same seed, image or split."""
     if len(ours) != len(theirs):
         raise InputError(f"pairs are compared: {len(ours)} values against {len(theirs)}")

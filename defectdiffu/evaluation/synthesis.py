@@ -54,7 +54,7 @@ def copy_paste(
 
     normal, defect uint8 (S, S, 3), mask uint8 (S, S). Returns (image, mask), alike; what leaves the picture is lost.
     """
-    turns, mirrored = rng.integers(4), rng.random() < 0.5
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
     defect, mask = (np.rot90(p[:, ::-1] if mirrored else p, turns) for p in (defect, mask))
     rows, columns = np.nonzero(mask)
     size = len(mask)
@@ -73,8 +73,8 @@ def perlin_defect(normal: np.ndarray, texture: np.ndarray, rng: np.random.Genera
 
     normal, texture uint8 (S, S, 3); the texture is turned and its colours are swapped. Returns (image, mask).
     """
-    texture = np.rot90(texture, rng.integers(4))[..., rng.permutation(3)]
-    noise = sum(perlin(len(normal), cells, rng) / cells for cells in OCTAVES)
+    texture = np.rot90(texture, int(rng.integers(4)))[..., rng.permutation(3)]
+    noise = sum((perlin(len(normal), cells, rng) / cells for cells in OCTAVES), start=np.zeros(()))
     marked = noise > np.quantile(noise, rng.uniform(0.85, 0.98))
     opacity = rng.uniform(0.3, 1.0)
     image = normal.copy()

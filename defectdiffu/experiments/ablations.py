@@ -142,6 +142,7 @@ def train_variant(preset: Preset, data: list[Path], val: Path, watched: Pictures
     The cache of latents is shared with the other runs beside `folder`.
     """
     claim(folder, preset)
+    assert preset.autoencoder.pretrained is not None  # the variants share one
     cache = folder.parent / "cache"
     cache.mkdir(exist_ok=True)
     if not (folder / "cache").exists():
@@ -186,7 +187,8 @@ def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, li
 
 def judged(pipe: DefectDiffuPipeline, num: int) -> dict[str, list[float]]:
     """The judge's scores of `num` pictures of every procedural pair that `pipe` knows, as `oracle.measure` has them."""
-    values, judge = {}, Judge.shipped(picture_size(pipe))
+    values: dict[str, list[float]] = {}
+    judge = Judge.shipped(picture_size(pipe))
     for prefix, pairs, keys in zip(("", "zero_shot_"), known_pairs(pipe), (JUDGED, JUDGED_ZERO_SHOT), strict=True):
         scores = pooled(measure(sampler(pipe), pairs, num, (), float(pipe.config.w_d), judge))
         values |= {prefix + k: scores[k].tolist() for k in keys if k in scores}

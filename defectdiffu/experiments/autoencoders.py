@@ -53,7 +53,7 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
 
     runs, shown = [], {}
 
-    def add(name: str, returned: np.ndarray, kept: Sequence[float] | None = None) -> None:
+    def add(name: str, returned: np.ndarray, kept: np.ndarray | None = None) -> None:
         scores = {} if kept is None else {"psnr_db": _psnr(images, returned), "mask_kept": bootstrap(kept)}
         if judge is not None:
             scores |= _judged(judge, returned, pictures.defects, true.numpy())
@@ -66,12 +66,13 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
         add("degraded", np.stack([degrade(image, rng) for image in images]))
     for name in names:
         with quiet():
-            vae = load_autoencoder(name).to(device).eval()
+            vae = load_autoencoder(name)
+            vae.to(device).eval()  # type: ignore[arg-type]  # diffusers wraps `to`, and it loses its `self`
         if size % autoencoder.downsampling(vae):
             raise InputError(f"size must be a multiple of {autoencoder.downsampling(vae)} for '{name}', not {size}")
         returned = _through(vae, x)
         drawn = _through(vae, to_picture(true[flawed])).mean(axis=-1) / 255
-        add(name, returned, iou_per_picture(drawn, true[flawed]))
+        add(name, returned, iou_per_picture(drawn, true[flawed].numpy()))
     if sheet is not None:
         firsts = [pictures.defects.index(kind) for kind in sorted(set(pictures.defects) - {GOOD})]
         rows = [[Image.fromarray(row[i]) for i in firsts] for row in (images, *(shown[name] for name in names))]
@@ -86,7 +87,7 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
 
 
 @torch.no_grad()
-def _through(vae, x: torch.Tensor) -> np.ndarray:
+def _through(vae: autoencoder.Autoencoder, x: torch.Tensor) -> np.ndarray:
     """Pictures (N, 3, S, S) in [-1, 1] through the autoencoder: uint8 (N, S, S, 3)."""
     batches = x.to(vae.device).split(BATCH)
     return np.concatenate([to_uint8(autoencoder.decode(vae, autoencoder.encode(vae, b))) for b in batches])
@@ -100,11 +101,11 @@ def _psnr(images: np.ndarray, returned: np.ndarray) -> dict:
 
 
 def _judged(judge: Judge, images: np.ndarray, defects: Sequence[str], masks: np.ndarray) -> dict[str, dict]:
-    seen, defects = judge(images), np.array(defects)
-    right, flawed = np.array(seen.defects) == defects, defects != GOOD
+    seen, truth = judge(images), np.array(defects)
+    right, flawed = np.array(seen.defects) == truth, truth != GOOD
     iou = iou_per_picture(seen.mask_probs[flawed], masks[flawed])
     scores = {"defect_accuracy": bootstrap(right[flawed]), "mask_iou": bootstrap(iou)}
     if not flawed.all():
         scores["judged_good"] = bootstrap(right[~flawed])
-    kinds = sorted(set(defects[flawed].tolist()))
-    return scores | {f"defect_accuracy of {kind}": bootstrap(right[defects == kind]) for kind in kinds}
+    kinds = sorted(set(truth[flawed].tolist()))
+    return scores | {f"defect_accuracy of {kind}": bootstrap(right[truth == kind]) for kind in kinds}

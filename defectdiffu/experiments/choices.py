@@ -6,8 +6,10 @@ its own test.
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+import numpy as np
+from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
@@ -19,14 +21,14 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 
 FIRST_SEED = 10**6
 SCORES = ("product_accuracy", "defect_accuracy", "mask_iou", "judged_good")
-SCHEDULERS = {
+SCHEDULERS: dict[str, tuple[type[ConfigMixin], dict[str, str]]] = {
     "DDPM": (DDPMScheduler, {}),
     "DDIM": (DDIMScheduler, {}),
     "DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "SDE-DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "UniPC": (UniPCMultistepScheduler, {}),
 }
-CHANGES = (
+CHANGES: tuple[dict[str, Any], ...] = (
     {"guidance": "defect_only"},
     {"guidance": "product_aware"},
     {"w_p": 1.0},
@@ -55,14 +57,17 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     defaults = {key: pipe.config[key] for key in ("guidance", "w_p", "w_d", "num_inference_steps")}
     defaults["scheduler"] = scheduler_name(own)
 
-    baseline, runs = {}, []
+    baseline: dict[str, np.ndarray] = {}
+    runs: list[dict] = []
     for changes in ({}, *(c for c in CHANGES if c.items() - defaults.items())):
         settings = defaults | changes
         name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "defaults"
         print(f"{len(runs) + 1}: {name}", file=sys.stderr)
         scheduler = settings.pop("scheduler")
         kind, extra = SCHEDULERS.get(scheduler, (type(own), {}))
-        pipe.scheduler = kind.from_config(own.config, **extra) if "scheduler" in changes else own
+        pipe.scheduler = own
+        if "scheduler" in changes:  # diffusers declares a tuple as well, which is for other arguments
+            pipe.scheduler = kind.from_config(own.config, **extra)  # type: ignore[assignment]
         pipe.register_to_config(**settings)
         measured = pooled(measure(sampler(pipe, FIRST_SEED), pairs, num, (), settings["w_d"], judge))
         values = {score: measured[score] for score in SCORES}
@@ -82,7 +87,7 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     )
 
 
-def scheduler_name(scheduler) -> str:
+def scheduler_name(scheduler: ConfigMixin) -> str:
     """Its name in `SCHEDULERS`, else that of its class."""
     for name, (kind, extra) in SCHEDULERS.items():
         if type(scheduler) is kind and extra.items() <= dict(scheduler.config).items():

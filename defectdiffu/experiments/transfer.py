@@ -8,6 +8,7 @@ bounds what can be reached. Weights that were trained on the pair and weights th
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -114,7 +115,7 @@ def record(result: dict, path: Path) -> dict:
         for found in result["weights"].values():
             scores = found["pairs"][pair]
             training = {key: found["training"].get(key) for key in ("steps", "variants", "hold_out")}
-            row = {"name": f"{pair}, {'trained' if scores['trained'] else 'held out'}"}
+            row: dict[str, Any] = {"name": f"{pair}, {'trained' if scores['trained'] else 'held out'}"}
             row |= {"changes": {"training": training}, "seed": result["seed"], "steps": training["steps"]}
             row["scores"] = {key: scores[key] for key in ("mask_iou", "marked")}
             row["scores"] |= {key: found[key] for key in ("nearest_ratio", "copies")}

@@ -11,6 +11,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from defectdiffu.files import write_json
 from defectdiffu.machine import device_name
@@ -24,7 +25,7 @@ def read_record(name: str) -> dict | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def write_record(path: Path, title: str, varied: str, held_fixed: dict, runs: list[dict], **more) -> dict:
+def write_record(path: Path, title: str, varied: str, held_fixed: dict, runs: list[dict], **more: Any) -> dict:
     """Write a record with this machine's hardware and today's date; return it. more: what else belongs to it."""
     record = {
         "title": title,
