@@ -1,6 +1,7 @@
 """DefectDiffu: few-shot defect image generation based on consistency modeling, explained, runnable and measured."""
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -15,7 +16,7 @@ _PLACES = {
 __all__ = list(_PLACES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -5,6 +5,8 @@ width: the penalty is then the latent's square, and the decoder is used to laten
 sampler's are. It begins as the patches' principal components, the best that is linear, and learns what is not.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin  # noqa: F401 (pipelines are loaded by it)
@@ -22,12 +24,17 @@ RECOMBINED = 0.2  # share of the pictures whose colours `recombine` may change
 LATENT_RMS = 0.5  # of a new autoencoder: there the tanh of `AutoencoderTiny`'s decoder is still almost straight
 
 
+Autoencoder = AutoencoderKL | AutoencoderTiny  # ours is one of the latter
+
+
 class PatchAutoencoder(AutoencoderTiny):
     """`AutoencoderTiny` that folds patches of p x p pixels into channels where the original halves the side level by
     level: all its convolutions are as small as the latent, and none of them has to learn where in a patch a pixel is.
 
     vae.encode(pictures (B, 3, S, S)).latents: (B, C, S / p, S / p); vae.decode(latents).sample: the pictures.
     """
+
+    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
 
     @register_to_config
     def __init__(
@@ -81,7 +88,7 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
     count = vae.config.latent_channels
     first, *_, last = (m for m in vae.encoder.layers if isinstance(m, nn.Conv2d))
     begin, *_, end = (m for m in vae.decoder.layers if isinstance(m, nn.Conv2d))
-    number, total, products = 0, 0, 0
+    number, total, products = 0, torch.zeros(()), torch.zeros(())
     for some in pictures.split(64):  # a few at a time: in double precision the patches of all take much memory
         x = F.pixel_unshuffle(some, vae.config.patch_size).movedim(1, -1).flatten(0, -2).double()  # (patches, 3 p^2)
         number, total, products = number + len(x), total + x.sum(dim=0), products + x.mT @ x
@@ -102,13 +109,13 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
         convolution.weight[rows] = 0  # the channels beyond the latent's stay random, for training to use
     # Inside, AutoencoderTiny has pictures in [0, 1].
     first.weight[:count, :, 1, 1] = (2 * (u / g).T).float()
-    first.bias[:count] = (shift - (mean + 1) @ (u / g)).float()
+    first.get_parameter("bias")[:count] = (shift - (mean + 1) @ (u / g)).float()
     last.weight[same, same, 1, 1] = 1
-    last.bias.copy_(-shift)
+    last.get_parameter("bias").copy_(-shift)
     begin.weight[same, same, 1, 1] = 1
-    begin.bias[:count] = shift.float()
+    begin.get_parameter("bias")[:count] = shift.float()
     end.weight[:, :count, 1, 1] = (u * g / 2).float()
-    end.bias.copy_((mean + 1 - (u * g) @ shift) / 2)
+    end.get_parameter("bias").copy_((mean + 1 - (u * g) @ shift) / 2)
 
 
 def stable_diffusion_autoencoder() -> AutoencoderKL:
@@ -118,30 +125,30 @@ def stable_diffusion_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4, sample_size=256)
 
 
-def downsampling(vae) -> int:
+def downsampling(vae: Autoencoder) -> int:
     """The side of a picture over that of its latent."""
     if isinstance(vae, PatchAutoencoder):
         return vae.config.patch_size
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
-def fix_tiling(vae) -> None:
+def fix_tiling(vae: Autoencoder) -> None:
     """Let `vae.enable_tiling()` decode right: diffusers takes it that an `AutoencoderTiny` halves the side thrice."""
     if isinstance(vae, AutoencoderTiny):
         vae.spatial_scale_factor = downsampling(vae)
         vae.tile_latent_min_size = vae.tile_sample_min_size // vae.spatial_scale_factor
 
 
-def encode(vae, pictures: Tensor) -> Tensor:
+def encode(vae: Autoencoder, pictures: Tensor) -> Tensor:
     """Pictures (B, 3, S, S) in [-1, 1] -> latents (B, C, H, W) of about unit variance (the posterior's mean)."""
     out = vae.encode(pictures)
     latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
-    return latents * vae.config.scaling_factor
+    return latents * vae.config["scaling_factor"]
 
 
-def decode(vae, latents: Tensor) -> Tensor:
+def decode(vae: Autoencoder, latents: Tensor) -> Tensor:
     """The inverse of `encode`: latents (B, C, H, W) -> pictures (B, 3, S, S) in [-1, 1]."""
-    return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+    return vae.decode(latents / vae.config["scaling_factor"]).sample.clamp(-1, 1)
 
 
 def recombine(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
@@ -184,7 +191,7 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fidelity(vae, pictures: Tensor, masks: Tensor) -> dict[str, float]:
+def fidelity(vae: Autoencoder, pictures: Tensor, masks: Tensor) -> dict[str, float]:
     """What the autoencoder loses: PSNR in dB of pictures (B, 3, S, S) in [-1, 1], IoU of masks (B, S, S) in {0, 1}.
 
     Nothing that is generated through it can be better than this.

@@ -6,12 +6,14 @@ Random weights of a preset's sizes and random pictures, nothing downloaded: only
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from defectdiffu import autoencoder
@@ -20,7 +22,9 @@ from defectdiffu.errors import check_choice
 from defectdiffu.guidance import branch_conditions, double_free, evaluate_branches
 from defectdiffu.machine import default_device, device_name, precision
 from defectdiffu.masks import averaged_steps, to_picture, to_probability
+from defectdiffu.model import TransformerOutput
 from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.prompts import Conditions
 from defectdiffu.training.building import TRAIN_STEPS, build_pipeline
 from defectdiffu.training.denoiser import Denoiser
 from defectdiffu.training.loop import build_accelerator, take_step
@@ -28,7 +32,7 @@ from defectdiffu.training.planning import matrix_rate
 
 PARTS = ("train", "sample")
 TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # names enough to make prompts
-PAIR = ("hazelnut", "crack")
+PRODUCT, DEFECT = "hazelnut", "crack"
 IMAGES = 4  # sampled together
 STEPS, BASELINE_STEPS = 20, 50  # of denoising
 CLIP_LAYERS, CLIP_HEADS = 12, 12  # of ViT-L/14's text model
@@ -125,11 +129,11 @@ def sample_ours(preset: Preset) -> Work:
     if device.type == "cuda":
         pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
     x, t = noise_and_step(pipe)
-    conditions = branch_conditions(pipe.encoder, "double_free", *([name] for name in PAIR), preset.model.null_product)
+    conditions = branch_conditions(pipe.encoder, "double_free", [PRODUCT], [DEFECT], preset.model.null_product)
     flop = STEPS * count(lambda: evaluate_branches(pipe.transformer, x, t, conditions))
 
     def sample() -> None:
-        pipe(*PAIR, num_images=IMAGES, num_inference_steps=STEPS, guidance="double_free")
+        pipe(PRODUCT, DEFECT, num_images=IMAGES, num_inference_steps=STEPS, guidance="double_free")
 
     return sample, IMAGES, flop
 
@@ -144,13 +148,13 @@ def sample_baseline(preset: Preset) -> Work:
     x, t = noise_and_step(pipe)
     channels = x.shape[1]
 
-    def branch(condition, x, t):
+    def branch(condition: Conditions, x: Tensor, t: Tensor) -> TransformerOutput:
         wide = (p.map(lambda v: v.expand(IMAGES, *v.shape[1:])) for p in vars(condition).values())
         return pipe.transformer(x, t, *wide)
 
-    def conditions():
+    def conditions() -> dict[str, Conditions]:
         pipe.encoder.forget()
-        return branch_conditions(pipe.encoder, "double_free", *([name] for name in PAIR), preset.model.null_product)
+        return branch_conditions(pipe.encoder, "double_free", [PRODUCT], [DEFECT], preset.model.null_product)
 
     def sample() -> None:
         latents, prompts = x, conditions()
@@ -168,7 +172,7 @@ def sample_baseline(preset: Preset) -> Work:
 
     with torch.no_grad():
         prompts = conditions()
-        flop = BASELINE_STEPS * sum(count(lambda c=c: branch(c, x, t)) for c in prompts.values())
+        flop = BASELINE_STEPS * sum(count(partial(branch, c, x, t)) for c in prompts.values())
     return in_full_precision, IMAGES, flop
 
 
@@ -176,7 +180,7 @@ def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, De
     """Random weights of the preset's sizes; what it takes from elsewhere has the sizes of Stable Diffusion's parts."""
     torch.manual_seed(0)
     sizes = preset.replace(start_from=None, model={"pretrained": None})
-    vae = autoencoder.build_autoencoder(preset.autoencoder)
+    vae: autoencoder.Autoencoder = autoencoder.build_autoencoder(preset.autoencoder)
     if preset.autoencoder.pretrained is not None:
         vae = autoencoder.stable_diffusion_autoencoder()
     if preset.text.pretrained is not None:
@@ -200,7 +204,7 @@ def random_batch(preset: Preset, device: torch.device) -> dict:
     }
 
 
-def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[Tensor, Tensor]:
     config = pipe.transformer.config
     x = torch.randn(IMAGES, config.in_channels, config.sample_size, config.sample_size)
     return x.to(pipe.device, pipe.transformer.dtype), torch.full((IMAGES,), 500, device=pipe.device)

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from defectdiffu.config import load_preset
 from defectdiffu.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # Imports that load torch stand inside the commands, so that help and errors of use come at once.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -53,8 +56,8 @@ def data_render(
     """Render the procedural set into OUT, in MVTec AD's layout."""
     from defectdiffu.drawn.procedural import write_dataset
 
-    names = (None if v is None else [n.strip() for n in v.split(",")] for v in (products, defects))
-    write_dataset(out, *names, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
+    pairs = _names(products), _names(defects)
+    write_dataset(out, *pairs, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
     print(out)
 
 
@@ -164,12 +167,17 @@ def generate(
     from defectdiffu.generation import generate_folder, load_pipeline
 
     pipe = load_pipeline(weights, half, offload, tiling)
-    asked = {"w_d": w_d, "w_p": w_p, "steps": steps, "guidance": guidance, "batch_size": batch_size}
-    record = generate_folder(pipe, out, product, defect, num, seed, **asked)
+    record = generate_folder(
+        pipe, out, product, defect, num, seed, w_d=w_d, w_p=w_p, steps=steps, guidance=guidance, batch_size=batch_size
+    )
     skipped = len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
     if _process().is_main_process:
         print(f"{len(record['seeds'])} of {num} pairs in {out}{note}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _numbers(what: str, text: str) -> list[int]:
@@ -179,7 +187,7 @@ def _numbers(what: str, text: str) -> list[int]:
         raise InputError(f"{what} are whole numbers with commas between, not '{text}'") from None
 
 
-def _evaluate(measure: str, file: Path | None, **arguments) -> None:
+def _evaluate(measure: str, file: Path | None, **arguments: Any) -> None:
     from defectdiffu.evaluation.report import evaluate
 
     print(json.dumps(evaluate(measure, file, **arguments), indent=2))
@@ -335,8 +343,7 @@ def ablations(
     """Train the model with one thing changed at a time, from scratch, and compare each with the full model."""
     from defectdiffu.experiments.ablations import run
 
-    names = None if variants is None else [name.strip() for name in variants.split(",")]
-    run(load_preset(preset), data, val, steps, _numbers("seeds", seeds), out, file, names, num)
+    run(load_preset(preset), data, val, steps, _numbers("seeds", seeds), out, file, _names(variants), num)
     print(file)
 
 
@@ -355,7 +362,7 @@ def benchmark(
     _finish(run(load_preset(preset), repeats, PARTS if part is None else (part,), baseline), file)
 
 
-def _process():
+def _process() -> "PartialState":
     """accelerate's state of this process: its device, and whether it is the one that reports."""
     import torch
     from accelerate import PartialState

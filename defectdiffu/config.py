@@ -6,6 +6,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from defectdiffu.errors import InputError, check_choice
 
@@ -124,7 +125,7 @@ class Preset:
         """The inverse of `to_dict`; missing keys take their defaults, unknown keys raise `InputError`."""
         return _build(cls, values, "preset")
 
-    def replace(self, **changes: dict) -> "Preset":
+    def replace(self, **changes: Any) -> "Preset":
         """A copy with some settings changed: `preset.replace(training={"steps": 100}, image_size=64)`."""
         values = self.to_dict()
         for key, change in changes.items():
@@ -133,7 +134,7 @@ class Preset:
         return Preset.from_dict(values)
 
 
-def _build(cls, values: dict, where: str):
+def _build(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise InputError(f"'{where}' must hold named settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -142,7 +143,7 @@ def _build(cls, values: dict, where: str):
     for key, value in values.items():
         check_choice(f"{where} key", key, fields)
         kind = kinds[key]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             value = _build(kind, value, key)
         else:
             allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)

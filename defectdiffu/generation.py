@@ -10,6 +10,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -83,7 +84,7 @@ def generate_folder(
     home, processes, is_new = out / product, PartialState(not torch.cuda.is_available()), not out.exists()
     target, truth = home / "test" / defect, home / "ground_truth" / defect
     defaults = pipe.config
-    settings = {
+    settings: dict[str, Any] = {
         "w_d": defaults.w_d if w_d is None else w_d,
         "w_p": defaults.w_p if w_p is None else w_p,
         "num_inference_steps": defaults.num_inference_steps if steps is None else steps,
@@ -91,7 +92,7 @@ def generate_folder(
     }
     for name in ("w_d", "w_p"):
         check_number(name, settings[name], -LARGEST_SCALE, LARGEST_SCALE)
-    check_number("steps", settings["num_inference_steps"], 1, pipe.scheduler.config.num_train_timesteps)
+    check_number("steps", settings["num_inference_steps"], 1, pipe.scheduler.config["num_train_timesteps"])
     work = out / f".part-{product}-{defect}"
     begin(work, {"num": num, "seed": seed, **settings, "weights": digest(pipe)}, (target, truth), processes)
 
@@ -101,7 +102,9 @@ def generate_folder(
             if is_new:
                 out.rmdir()
 
-    pairs, skipped, next_seed = [], [], seed
+    pairs: list[int] = []
+    skipped: list[int] = []
+    next_seed = seed
     try:
         while len(pairs) < num and next_seed < seed + ATTEMPTS * num:
             seeds = list(range(next_seed, next_seed + num - len(pairs)))
@@ -161,7 +164,14 @@ def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: Part
 
 
 def sample(
-    pipe, product: str, defect: str, seeds: list[int], settings: dict, batch_size: int, work: Path, processes
+    pipe: DefectDiffuPipeline,
+    product: str,
+    defect: str,
+    seeds: list[int],
+    settings: dict,
+    batch_size: int,
+    work: Path,
+    processes: PartialState,
 ) -> None:
     """Sample this process's batches of `seeds` into `work`, but for those that are there; returns when all have."""
     for number, start in enumerate(range(0, len(seeds), batch_size)):

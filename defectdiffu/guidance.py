@@ -6,6 +6,7 @@ epsilon(x_t, t, c_d, null), the defect on no product in particular.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def drop_conditions(
     return product, defect
 
 
-def double_free(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+def double_free(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:
     """Eqs. 4 and 12: the defect's direction is taken without any product.
 
     In Eq. 3 the paper swaps the scales (w_p on F_d, w_d on F_p); Eq. 4 has them right.
@@ -47,12 +48,12 @@ def double_free(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
     return e["g0"] + w_p * F_p + w_d * F_d
 
 
-def defect_only(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+def defect_only(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:
     """The released code's default: two branches, both conditioned on the product, so w_p has nothing to scale."""
     return e["gp"] + w_d * (e["dp"] - e["gp"])
 
 
-def product_aware(e: dict[str, Tensor], w_p: float, w_d: Tensor) -> Tensor:
+def product_aware(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:
     """The three-branch form left uncalled in the released code: the defect's direction on this very product.
 
     With w_p = 1 it is `defect_only`.
@@ -96,7 +97,17 @@ def branch_conditions(
     return {b: encoder.conditions(names[b[1]], names[b[0]]) for b in GUIDANCES[guidance].branches}
 
 
-def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, Conditions]) -> Branches:
+class Transformer(Protocol):
+    """What is asked of `DefectDiffuTransformer`, which this module need not know: its two halves, one after another."""
+
+    config: Any
+
+    def background(self, x: Tensor, t: Tensor, product: PromptEmbedding) -> Tensor: ...
+
+    def defect_and_fusion(self, h: Tensor, t: Tensor, defect: PromptEmbedding, fusion: PromptEmbedding) -> Any: ...
+
+
+def evaluate_branches(transformer: Transformer, x: Tensor, t: Tensor, conditions: dict[str, Conditions]) -> Branches:
     """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,); conditions: of each image, or one for
     all.
 
@@ -113,8 +124,8 @@ def evaluate_branches(transformer, x: Tensor, t: Tensor, conditions: dict[str, C
     product = {branch: branch if transformer.config.one_prompt else branch[1] for branch in conditions}
     products = {product[branch]: c.product for branch, c in conditions.items()}
     n = len(products)
-    hidden = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), stack(list(products.values())))  # (n B, T, D)
-    hidden = dict(zip(products, hidden.chunk(n), strict=True))
+    states = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), stack(list(products.values())))  # (n B, T, D)
+    hidden = dict(zip(products, states.chunk(n), strict=True))
 
     n = len(conditions)
     out = transformer.defect_and_fusion(

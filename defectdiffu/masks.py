@@ -34,7 +34,7 @@ def binarise(probability: np.ndarray) -> np.ndarray:
     return foreground.astype(np.uint8) * 255
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """Max-pool a mask (B, H, W) in [0, 1] to (B, h, w), for Eq. 8: a defect thinner than a cell does not vanish."""
     return F.adaptive_max_pool2d(mask[:, None], size)[:, 0]
 

@@ -12,10 +12,12 @@ For `defectdiffu generate` they are `--half`, `--offload`, `--tiling` and `--bat
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from transformers import CLIPTextModel
 
-from defectdiffu.autoencoder import PatchAutoencoder, downsampling
+from defectdiffu.autoencoder import Autoencoder, PatchAutoencoder, downsampling
 from defectdiffu.errors import InputError
 
 WITHOUT_GRADIENTS = 14  # numbers there at once in sampling, per token and unit of width
@@ -24,8 +26,16 @@ FULL_SIZE_MAPS = 3  # of the decoder, there at once: the widest that have the pi
 GB = 1e9
 
 
+class Parts(Protocol):
+    """What of a pipeline takes memory; the `meta_parts` of a preset have it as well."""
+
+    transformer: Any  # `DefectDiffuTransformer`, which stands beside this module and not below it
+    vae: Autoencoder
+    text_encoder: CLIPTextModel
+
+
 def sampling_memory(
-    pipe, batch_size: int, half: bool = False, offload: bool = False, tiling: bool = False
+    pipe: Parts, batch_size: int, half: bool = False, offload: bool = False, tiling: bool = False
 ) -> dict[str, float]:
     """GB of one GPU's memory for sampling `batch_size` pairs together: computed, good to a factor of 1.5 or so.
 
@@ -45,7 +55,7 @@ def sampling_memory(
         patch = vae.config.patch_size
         values = (side // patch) ** 2 * max(vae.config.channels, 3 * patch**2)
     else:
-        widths = vae.config.block_out_channels
+        widths = vae.config["block_out_channels"]
         values = side**2 * widths[min(1, len(widths) - 1)]
     work = {
         "transformer": WITHOUT_GRADIENTS * BRANCHES * batch_size * transformer.side**2 * transformer.config.width,
@@ -60,21 +70,22 @@ def sampling_memory(
     return {name: value * (2 if half else 4) / GB for name, value in parts.items()}
 
 
-def sampling_savings(pipe, batch_size: int) -> dict[str, float]:
+def sampling_savings(pipe: Parts, batch_size: int) -> dict[str, float]:
     """{how it is switched on: GB that it would save}, for what is not in use yet; the most first."""
-    used = sampling_modes(pipe) | {"batch_size": batch_size}
+    modes = sampling_modes(pipe)
     names = {
-        "batch_size": "batch_size=1 (--batch-size 1)",
         "half": "dtype=torch.float16 (--half)",
         "offload": "enable_model_cpu_offload() (--offload)",
         "tiling": "vae.enable_tiling() (--tiling)",
     }
-    before = sampling_memory(pipe, **used)["total"]
-    saved = {name: before - sampling_memory(pipe, **used | {mode: 1})["total"] for mode, name in names.items()}
+    before = sampling_memory(pipe, batch_size, **modes)["total"]
+    after = {"batch_size=1 (--batch-size 1)": sampling_memory(pipe, 1, **modes)}
+    after |= {name: sampling_memory(pipe, batch_size, **modes | {mode: True}) for mode, name in names.items()}
+    saved = {name: before - memory["total"] for name, memory in after.items()}
     return {name: gb for name, gb in sorted(saved.items(), key=lambda item: -item[1]) if gb > 0}
 
 
-def sampling_modes(pipe) -> dict[str, bool]:
+def sampling_modes(pipe: Parts) -> dict[str, bool]:
     """Which of `sampling_memory`'s modes a pipeline is in."""
     transformer = pipe.transformer
     return {
@@ -85,7 +96,7 @@ def sampling_modes(pipe) -> dict[str, bool]:
 
 
 @contextmanager
-def sampling_explained(pipe, batch_size: int) -> Iterator[None]:
+def sampling_explained(pipe: Parts, batch_size: int) -> Iterator[None]:
     """Where the GPU's memory runs out in this block, an `InputError` says what saves how much of it."""
     try:
         yield

@@ -10,6 +10,7 @@ the step t plus the projected text embedding of the part's own prompt. Defect bl
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +198,7 @@ class TransformerOutput:
     maps: Tensor
 
 
-class DefectDiffuTransformer(ModelMixin, ConfigMixin):
+class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_name`s differ
     """Predicts the noise (or velocity) in a latent and the latent of the defect's mask, from three prompts (Fig. 2).
 
     sample_size: side of the latent; in_channels: its channels C; text_dim: width of the text embeddings.
@@ -213,6 +214,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
     The last three are for whoever writes the prompts; kept with the weights, of no effect here.
     """
 
+    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
     _supports_gradient_checkpointing = True
 
     @register_to_config
@@ -269,7 +271,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         patch = patch_size**2
         self.final_adaln = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, patch * in_channels * (2 if learn_sigma else 1))
-        self.mask_head = MaskHead(defect_blocks * heads, width, patch * in_channels)
+        self.mask_head: nn.Module = MaskHead(defect_blocks * heads, width, patch * in_channels)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -281,7 +283,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         for layer in (self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.zeros_(self.patch_embed.proj.get_parameter("bias"))
         # adaLN-Zero: gates, cross-attention and output start at zero, so every block starts as the identity; its
         # convolution starts without an effect, too.
         for block in [*self.background_part, *self.defect_part, *self.fusion_part]:
@@ -311,17 +313,18 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         """The M defect blocks, the K fusion blocks and both heads: hidden (B, T, D), t (B,) -> output."""
         time = self._embed_time(t)
         c = time + self.defect_proj(defect.pooled)  # (B, D)
-        maps = []
+        of_blocks = []
         for block in self.defect_part:
             h, block_maps = self._run(block, h, c, defect)
-            maps.append(block_maps)
+            assert block_maps is not None  # a defect block has some
+            of_blocks.append(block_maps)
         c = time + self.fusion_proj(fusion.pooled)  # (B, D)
         for block in self.fusion_part:
             h, _ = self._run(block, h, c, fusion)
         shift, scale = self.final_adaln(F.silu(c)).chunk(2, dim=-1)
         patches = self.final(modulate(layer_norm(h), shift, scale))  # (B, T, p * p * C)
 
-        maps = torch.stack(maps, dim=1).unflatten(-1, (self.side, self.side))  # (B, M, heads, h, w)
+        maps = torch.stack(of_blocks, dim=1).unflatten(-1, (self.side, self.side))  # (B, M, heads, h, w)
         mask = self.mask_head(self.head_input(maps).to(self.dtype))  # (B, p * p * C, h, w)
         return TransformerOutput(
             sample=self._unpatchify(patches.transpose(1, 2).unflatten(-1, (self.side, self.side))),
@@ -341,10 +344,10 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):
         """x (B, C, H, W) noisy latents, t (B,) steps, three prompts of B each -> `TransformerOutput`."""
         return self.defect_and_fusion(self.background(x, t, product), t, defect, fusion)
 
-    def _run(self, block: Block, h: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
+    def _run(self, block: nn.Module, h: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
         """The block; where gradients are checkpointed, what it computes inside is forgotten and computed again."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, h, c, prompt)
+            return self._gradient_checkpointing_func(block, h, c, prompt)  # type: ignore[misc]  # None until it is enabled
         return block(h, c, prompt)
 
     def _embed_time(self, t: Tensor) -> Tensor:

@@ -2,35 +2,41 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
 from defectdiffu.config import GOOD
 from defectdiffu.errors import InputError, check_choice, check_number
-from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
+from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pictures import to_uint8
-from defectdiffu.prompts import PromptEncoder
+from defectdiffu.prompts import Conditions, PromptEncoder
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
 LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
 LARGEST_SEED = 2**63 - 1
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+Callback = Callable[[int, Tensor, Tensor, Branches], object]  # of a step: its number, t, latents, branches
 
 
 @dataclass
@@ -53,15 +59,21 @@ class DefectDiffuPipeline(DiffusionPipeline):
     call uses unless it says otherwise.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    transformer: DefectDiffuTransformer
+    vae: autoencoder.Autoencoder
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: ConfigMixin  # a step is declared by no class that all schedulers have in common
+    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]  # None in the base class
 
     def __init__(
         self,
         transformer: DefectDiffuTransformer,
-        vae,
-        text_encoder,
-        tokenizer,
-        scheduler,
+        vae: autoencoder.Autoencoder,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: ConfigMixin,
         guidance: str = "double_free",
         w_p: float = 1.0,
         w_d: float = 1.0,
@@ -95,7 +107,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         check_choice("defect", defect, [*self.defects, GOOD])
 
     @classmethod
-    def from_pretrained(cls, name, **kwargs) -> "DefectDiffuPipeline":
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]  # other name
         """Load by shipped name ("tiny"), local folder or hub id. Weights are read from safetensors only."""
         folder = SHIPPED / str(name) if (SHIPPED / str(name) / "model_index.json").is_file() else Path(name)
         if folder.is_dir():
@@ -132,7 +144,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         guidance: str | None = None,
         batch_size: int = 8,
-        callback=None,
+        callback: Callback | None = None,
     ) -> DefectDiffuOutput:
         """Generate `num_images` pairs.
 
@@ -148,7 +160,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         w_p = config.w_p if w_p is None else w_p
         w_d = config.w_d if w_d is None else w_d
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        per_image = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
+        per_image: dict[str, Any] = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
         if num_images is None:
             num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
         if num_images < 1 or steps < 1 or batch_size < 1:
@@ -182,14 +194,24 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 pictures.append(picture)
                 probabilities.append(probability)
                 self.maybe_free_model_hooks()  # offloaded parts leave the GPU before the next batch
-        pictures, probabilities = np.concatenate(pictures), np.concatenate(probabilities)
+        mask_probs = np.concatenate(probabilities)
         return DefectDiffuOutput(
-            images=[Image.fromarray(p) for p in pictures],
-            masks=[Image.fromarray(masks.binarise(p)) for p in probabilities],
-            mask_probs=probabilities,
+            images=[Image.fromarray(p) for p in np.concatenate(pictures)],
+            masks=[Image.fromarray(masks.binarise(p)) for p in mask_probs],
+            mask_probs=mask_probs,
         )
 
-    def _sample(self, conditions, guidance, w_p, w_d, seeds, steps, callback, tick) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(
+        self,
+        conditions: dict[str, Conditions],
+        guidance: str,
+        w_p: float,
+        w_d: list[float],
+        seeds: list[int],
+        steps: int,
+        callback: Callback | None,
+        tick: Callable[[], object],
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One batch: uint8 pictures (B, S, S, 3) and mask maps float32 (B, S, S)."""
         device, dtype = self._execution_device, self.transformer.dtype
         size, channels = self.transformer.config.sample_size, self.transformer.config.in_channels
@@ -215,14 +237,14 @@ class DefectDiffuPipeline(DiffusionPipeline):
             if callback is not None:
                 callback(i, t, latents, branches)
             tick()
-        probability = sum(masks.to_probability(self._decode(mask)) / last for mask in seen)
+        probability = sum((masks.to_probability(self._decode(mask)) / last for mask in seen), start=torch.zeros(()))
         return to_uint8(self._decode(latents)), probability.cpu().numpy()
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()
 
 
-def follow(scheduler, prediction: str) -> None:
+def follow(scheduler: ConfigMixin, prediction: str) -> None:
     """Set a scheduler to what the transformer predicts, and not to cut latents to [-1, 1], as pixels would be.
 
     Raises `InputError` for one that does not know it.
@@ -279,11 +301,11 @@ def check_weights(folder: Path) -> None:
         raise InputError(f"{index} names a transformer that this package has not: {library}.{name}") from error
     with torch.device("meta"), quiet():
         expected = set(kind.from_config(kind.load_config(transformer)).state_dict())
-    found = set()
+    there: set[str] = set()
     for file in transformer.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            found |= set(tensors.keys())
-    for what, names in (("lacks", expected - found), ("has unknown", found - expected)):
+            there |= set(tensors.keys())
+    for what, names in (("lacks", expected - there), ("has unknown", there - expected)):
         if names:
             some = ", ".join(sorted(names)[:3])
             raise InputError(f"{transformer} {what} {len(names)} tensor(s): {some}{', ...' if len(names) > 3 else ''}")

@@ -5,7 +5,7 @@ c_d  "A photo of {defect}"             to the defect blocks: what this defect lo
 c_f  "A photo of {defect} {product}"   to the fusion blocks: how the two belong together
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +55,11 @@ class PromptEmbedding:
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
 
-    def map(self, f) -> "PromptEmbedding":
+    def map(self, f: Callable[[Tensor], Tensor]) -> "PromptEmbedding":
         """The same function applied to each tensor that is there."""
-        return PromptEmbedding(*(None if v is None else f(v) for v in (self.pooled, self.tokens, self.token_mask)))
+        return PromptEmbedding(**{name: f(value) for name, value in vars(self).items() if value is not None})
 
-    def __getitem__(self, index) -> "PromptEmbedding":
+    def __getitem__(self, index: slice | list[int]) -> "PromptEmbedding":
         return self.map(lambda v: v[index])
 
     def __len__(self) -> int:
@@ -67,8 +67,8 @@ class PromptEmbedding:
 
     @staticmethod
     def cat(parts: list["PromptEmbedding"]) -> "PromptEmbedding":
-        columns = zip(*((p.pooled, p.tokens, p.token_mask) for p in parts), strict=True)
-        return PromptEmbedding(*(None if c[0] is None else torch.cat(c) for c in columns))
+        there = [name for name, value in vars(parts[0]).items() if value is not None]
+        return PromptEmbedding(**{name: torch.cat([getattr(p, name) for p in parts]) for name in there})
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Conditions:
     defect: PromptEmbedding  # c_d
     fusion: PromptEmbedding  # c_f
 
-    def __getitem__(self, index) -> "Conditions":
+    def __getitem__(self, index: slice | list[int]) -> "Conditions":
         return Conditions(self.product[index], self.defect[index], self.fusion[index])
 
 

@@ -5,11 +5,13 @@ import html
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
@@ -17,6 +19,9 @@ from defectdiffu.config import GOOD
 from defectdiffu.drawn.procedural import PAIRS, contact_sheet
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.pictures import enlarge, mosaic, overlay, to_webp
+
+if TYPE_CHECKING:  # what only draws need not load the model's libraries
+    from defectdiffu.pipeline import DefectDiffuOutput, DefectDiffuPipeline
 
 # Okabe and Ito's palette, distinguishable under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,8 +56,8 @@ def grid(
     columns = max(len(row) for row in rows)
     margin = 0.075 * max((len(label) for label in row_labels), default=0)  # room for the longest label
     size = (margin + columns * inches, len(rows) * inches)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout=layout)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -67,7 +72,7 @@ def grid(
     return figure
 
 
-def sheet(outputs: Mapping[str, object], column_labels: Sequence[str] = ()) -> Figure:
+def sheet(outputs: Mapping[str, "DefectDiffuOutput"], column_labels: Sequence[str] = ()) -> Figure:
     """Return a figure with two rows for each output of the pipeline: its images, and below them with their masks.
 
     outputs: label -> output, for example {"hazelnut, crack": pipe(product="hazelnut", defect="crack")}.
@@ -81,7 +86,7 @@ def sheet(outputs: Mapping[str, object], column_labels: Sequence[str] = ()) -> F
     return grid(rows, labels, column_labels)
 
 
-def pairs(out, side: int = 192) -> Image.Image:
+def pairs(out: "DefectDiffuOutput", side: int = 192) -> Image.Image:
     """Return an output of the pipeline as one picture: its images, below each of them the same with its mask."""
     images = [enlarge(image, side) for image in out.images]
     masks = [enlarge(mask, side) for mask in out.masks]
@@ -89,14 +94,14 @@ def pairs(out, side: int = 192) -> Image.Image:
 
 
 def slider(
-    pipe,
+    pipe: "DefectDiffuPipeline",
     product: str | None = None,
     defect: str | None = None,
     over: str = "w_d",
     values: Sequence = (0, 0.5, 1, 1.5, 2, 2.5, 3),
     seeds: Sequence[int] = (0, 1, 2, 3),
     live: bool = False,
-    **settings,
+    **settings: Any,
 ) -> HTML | ipywidgets.Widget:
     """Return the slider of a pipeline: frames that stay in the page or, with `live`, widgets that ask the kernel.
 
@@ -157,7 +162,9 @@ def static_slider(
     )
 
 
-def live_slider(pipe, product: str | None = None, defect: str | None = None, seed: int = 0, **settings):
+def live_slider(
+    pipe: "DefectDiffuPipeline", product: str | None = None, defect: str | None = None, seed: int = 0, **settings: Any
+) -> ipywidgets.Widget:
     """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the pair they give.
 
     settings: values of w_d, w_p and num_inference_steps to begin with; anything else goes to every call as it is.
@@ -179,14 +186,14 @@ def live_slider(pipe, product: str | None = None, defect: str | None = None, see
     picture, status = ipywidgets.Image(format="webp"), ipywidgets.Label()
 
     @cache
-    def draw(seed: int, **chosen) -> bytes:
+    def draw(seed: int, **chosen: Any) -> bytes:
         status.value = "drawing ..."
         begin = time.perf_counter()
         out = pipe(seeds=[seed], **settings, **chosen)
         status.value = f"a frame takes {time.perf_counter() - begin:.1f} s"
         return to_webp(pairs(out, 256))
 
-    def redraw(_change=None) -> None:
+    def redraw(_change: object = None) -> None:
         picture.value = draw(**{name: control.value for name, control in controls.items()})
 
     for control in controls.values():
@@ -196,7 +203,7 @@ def live_slider(pipe, product: str | None = None, defect: str | None = None, see
     return ipywidgets.HBox([left, picture], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
-def weights_sheet(pipe, strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -> Image.Image:
+def weights_sheet(pipe: "DefectDiffuPipeline", strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -> Image.Image:
     """Return what the weights draw of every procedural pair, below it the same with the generated mask.
 
     Each defect at `strengths`, all from one seed; "good" from that seed and those that follow it.

@@ -102,10 +102,9 @@ def test_it_learns_to_reconstruct():
 class Shift(torch.nn.Module):
     """Stands for an autoencoder that makes everything lighter by a constant."""
 
-    config = type("Config", (), {"scaling_factor": 1.0})
-
     def __init__(self, by: float):
         super().__init__()
+        self.config = {"scaling_factor": 1.0}
         self.by = by
 
     def encode(self, pictures):

@@ -201,7 +201,9 @@ class Constant:
     """A decoder that paints all of a latent's mean: masks can be followed by hand."""
 
     dtype = torch.float32
-    config = type("Config", (), {"scaling_factor": 1.0})
+
+    def __init__(self):
+        self.config = {"scaling_factor": 1.0}
 
     def decode(self, latents):
         value = latents.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)

@@ -6,6 +6,7 @@ Two forms of file are read: diffusers' folder (or hub id), and the original `.pt
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -59,7 +60,7 @@ def load_dit(transformer: DefectDiffuTransformer, name: str) -> list[str]:
     return copy_dit(transformer, name, *read_dit(name))
 
 
-def from_dit(name: str | Path, text_dim: int = 768, **settings) -> tuple[DefectDiffuTransformer, list[str]]:
+def from_dit(name: str | Path, text_dim: int = 768, **settings: Any) -> tuple[DefectDiffuTransformer, list[str]]:
     """A transformer that begins from a class-conditional DiT, and the names of the parameters that are new.
 
     name: a folder or hub id of diffusers' format ("facebook/DiT-XL-2-512"), or an original `.pt` checkpoint, of which
@@ -101,13 +102,13 @@ def read_dit(name: str) -> tuple[dict, Callable[[DefectDiffuTransformer], dict[s
     dit = load_diffusers(name)
     config = dit.config
     settings = {
-        "sample_size": config.sample_size,
-        "in_channels": config.in_channels,
-        "patch_size": config.patch_size,
-        "width": config.num_attention_heads * config.attention_head_dim,
-        "heads": config.num_attention_heads,
+        "sample_size": config["sample_size"],
+        "in_channels": config["in_channels"],
+        "patch_size": config["patch_size"],
+        "width": config["num_attention_heads"] * config["attention_head_dim"],
+        "heads": config["num_attention_heads"],
         "layers": len(dit.transformer_blocks),
-        "learn_sigma": config.out_channels == 2 * config.in_channels,
+        "learn_sigma": config["out_channels"] == 2 * config["in_channels"],
         "frequency_shift": 1,
     }
     return settings, lambda transformer: convert_diffusers(dit.state_dict(), block_names(transformer))
@@ -209,7 +210,7 @@ def original_names(blocks: list[str]) -> dict[str, str]:
 
 def convert_original(theirs: dict[str, Tensor], transformer: DefectDiffuTransformer) -> dict[str, Tensor]:
     """The tensors of an original DiT checkpoint under our names. Raises `InputError` if its positions are not ours."""
-    positions = transformer.patch_embed.pos_embed
+    positions = transformer.patch_embed.get_buffer("pos_embed")
     if positions.shape == theirs["pos_embed"].shape and not torch.allclose(positions, theirs["pos_embed"], atol=1e-3):
         raise InputError("a checkpoint with other positions than the sines and cosines of a DiT is none")
     return {ours: theirs[name] for name, ours in original_names(block_names(transformer)).items()}

@@ -6,6 +6,7 @@ around it, an exact GELU, and a mask head of its own.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 (pipelines are loaded by it)
@@ -48,7 +49,7 @@ class ReleasedMaskHead(nn.Module):
 class ReleasedTransformer(DefectDiffuTransformer):
     """The transformer of the released code. released: hidden widths of its mask head; settings: as of its parent."""
 
-    def __init__(self, released: tuple[int, int] = (512, 256), **settings):
+    def __init__(self, released: tuple[int, int] = (512, 256), **settings: Any):
         super().__init__(**settings)
         self.register_to_config(released=list(released))
         config = self.config
@@ -58,7 +59,7 @@ class ReleasedTransformer(DefectDiffuTransformer):
         self.mask_head = ReleasedMaskHead(maps, released, config.patch_size**2 * config.in_channels)
 
     @staticmethod
-    def _get_init_keys(input_class) -> set[str]:
+    def _get_init_keys(input_class: type) -> set[str]:
         """The settings that diffusers takes from a saved config: of both classes."""
         return ConfigMixin._get_init_keys(DefectDiffuTransformer) | ConfigMixin._get_init_keys(input_class)
 
@@ -66,7 +67,7 @@ class ReleasedTransformer(DefectDiffuTransformer):
         return maps.flatten(1, 2)  # (B, M * heads, h, w)
 
 
-def read_released(path: str | Path, heads: int = 16, **settings) -> ReleasedTransformer:
+def read_released(path: str | Path, heads: int = 16, **settings: Any) -> ReleasedTransformer:
     """The transformer of the checkpoint at `path`, sized by its tensors, all of which must find their place.
 
     heads: of its attention, which the tensors do not say. The first blocks are the background's, as many as there are
@@ -112,6 +113,10 @@ class ReleasedPrompts(PromptEncoder):
 
     Take it as `pipe.encoder` of a pipeline whose transformer was read by `read_released`.
     """
+
+    # open_clip's own, which have no types
+    tokenizer: Any
+    text_encoder: Any
 
     def __init__(self, pretrained: str | None = "openai"):
         try:

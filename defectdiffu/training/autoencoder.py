@@ -32,7 +32,9 @@ class Reconstruction(nn.Module):
         return {"loss": autoencoder.reconstruction_loss(self.vae, batch["x"], self.latent_noise, batch["noise"])}
 
 
-def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None, accelerator: Accelerator, out: Path):
+def get_autoencoder(
+    preset: Preset, pictures: Pictures, watched: Pictures | None, accelerator: Accelerator, out: Path
+) -> autoencoder.Autoencoder:
     """The pretrained autoencoder, the one already trained in `out`, or a new one trained now on pictures and masks."""
     settings = preset.autoencoder
     if preset.start_from is not None:
@@ -94,7 +96,7 @@ def get_autoencoder(preset: Preset, pictures: Pictures, watched: Pictures | None
 
 
 @torch.no_grad()
-def _latent_deviation(vae, pictures: Pictures) -> float:
+def _latent_deviation(vae: autoencoder.Autoencoder, pictures: Pictures) -> float:
     """Root mean square of the latents, by which they are scaled to unit variance for the diffusion."""
     index = np.linspace(0, len(pictures) - 1, min(256, len(pictures))).astype(int)
     images, _ = pictures.tensors(index)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DPMSolverMultistepScheduler
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
-from defectdiffu.autoencoder import PatchAutoencoder
+from defectdiffu.autoencoder import Autoencoder, PatchAutoencoder
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.errors import InputError
 from defectdiffu.files import writing
@@ -21,9 +21,10 @@ from defectdiffu.prompts import build_text_encoder
 TRAIN_STEPS = 1000  # T of Eq. 1
 
 
-def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> DefectDiffuPipeline:
+def build_pipeline(preset: Preset, vae: Autoencoder, trained_on: dict[str, list[str]]) -> DefectDiffuPipeline:
     """A pipeline whose transformer (and small text encoder) are new, or begin from the preset's pretrained weights."""
     model = {k: v for k, v in vars(preset.model).items() if k != "pretrained"}
+    tokenizer: PreTrainedTokenizerBase
     if preset.text.pretrained is None:
         defects = {d for defects in trained_on.values() for d in defects}
         names = [*trained_on, *defects, GOOD, preset.model.null_product]
@@ -34,7 +35,7 @@ def build_pipeline(preset: Preset, vae, trained_on: dict[str, list[str]]) -> Def
         text_encoder = CLIPTextModel.from_pretrained(preset.text.pretrained, dtype=torch.float32)
     transformer = DefectDiffuTransformer(
         sample_size=preset.latent_size,
-        in_channels=vae.config.latent_channels,
+        in_channels=vae.config["latent_channels"],
         text_dim=text_encoder.config.hidden_size,
         trained_on=trained_on,
         **model,
@@ -75,7 +76,7 @@ def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> No
         raise InputError(f"the weights to start from are of another size: {detail}") from error
 
 
-def load_autoencoder(name: str):
+def load_autoencoder(name: str) -> Autoencoder:
     """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`.
 
     Raises `InputError` where there is none, or one of another class.

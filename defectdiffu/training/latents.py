@@ -8,7 +8,7 @@ autoencoder's weights and the settings. Several processes fill it together, batc
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,19 +57,19 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device) -> "Pictures":
+    def to(self, device: str | torch.device) -> "Pictures":
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """n numbers of pictures, half of them good, half with a defect."""
         return draw_balanced(self.defects, n, rng)
 
-    def tensors(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def tensors(self, index: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, as they are."""
-        index = torch.as_tensor(index, device=self.images.device)
-        return to_tensor(self.images[index]), (self.masks[index] > 0).float()
+        rows = torch.as_tensor(index, device=self.images.device)
+        return to_tensor(self.images[rows]), (self.masks[rows] > 0).float()
 
-    def augmented(self, index: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def augmented(self, index: Sequence[int] | np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The same, each picture randomly augmented within what its product allows (`catalog`), its mask too."""
         images, masks = self.tensors(index)
         for row, i in enumerate(index):
@@ -94,7 +94,7 @@ def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator)
         both = both.rot90(int(turn * 4), (-2, -1))
     scale = 1 + zoom * allowed.zoom
     move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]])
-    grid = F.affine_grid(move.to(both), (1, 4, *image.shape[-2:]), align_corners=False)
+    grid = F.affine_grid(move.to(both), [1, 4, *image.shape[-2:]], align_corners=False)
     both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
     image = ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1)
     return image, (both[3] > -0.2).float()
@@ -131,7 +131,7 @@ class Latents:
     products: list[str]
     defects: list[str]
 
-    def to(self, device) -> "Latents":
+    def to(self, device: str | torch.device) -> "Latents":
         return replace(self, **{k: getattr(self, k).to(device) for k in ("image", "mask", "region")})
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -149,12 +149,12 @@ def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> n
 
 @torch.no_grad()
 def cached_latents(
-    vae,
+    vae: autoencoder.Autoencoder,
     pictures: Pictures,
     variants: int,
     seed: int,
     folder: Path,
-    autocast: Callable = nullcontext,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
     processes: Accelerator | None = None,
 ) -> Latents:
     """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
@@ -187,7 +187,12 @@ def cached_latents(
 
 
 def _encode(
-    vae, pictures: Pictures, batch: Sequence[int], variants: int, seed: int, autocast: Callable
+    vae: autoencoder.Autoencoder,
+    pictures: Pictures,
+    batch: Sequence[int],
+    variants: int,
+    seed: int,
+    autocast: Callable[[], AbstractContextManager],
 ) -> dict[str, Tensor]:
     """What `Latents` holds of a batch of pictures, by its names."""
     versions = [_versions(pictures, i, variants, seed) for i in batch]
@@ -208,9 +213,9 @@ def _versions(pictures: Pictures, i: int, variants: int, seed: int) -> tuple[Ten
     return torch.cat([image, images]), torch.cat([mask, masks])
 
 
-def _key(vae, pictures: Pictures, variants: int, seed: int) -> str:
+def _key(vae: autoencoder.Autoencoder, pictures: Pictures, variants: int, seed: int) -> str:
     digest = hashlib.sha256(
-        f"{variants} {seed} {vae.config.scaling_factor} {pictures.products} {pictures.defects}".encode()
+        f"{variants} {seed} {vae.config['scaling_factor']} {pictures.products} {pictures.defects}".encode()
     )
     for value in (pictures.images, pictures.masks, *vae.state_dict().values()):
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -93,7 +94,7 @@ def fit(
         del checkpoint, tensors
 
     def save(step: int) -> None:
-        tensors = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
+        tensors: dict[str, Tensor] = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
         tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
         tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
         scaler = accelerator.scaler  # of gradients in fp16, else None
@@ -120,7 +121,8 @@ def fit(
             group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
         batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
         terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, max_grad_norm)
-        ema.step([p.to(average.device) for p, average in zip(parameters, ema.shadow_params, strict=True)])
+        # diffusers declares parameters, but tensors will do.
+        ema.step([p.to(a.device) for p, a in zip(parameters, ema.shadow_params, strict=True)])  # type: ignore[misc]
         bar.update()
 
         last = step + 1 == steps
@@ -177,7 +179,7 @@ def seconds_per_step(
 def take_step(
     accelerator: Accelerator,
     wrapped: nn.Module,
-    optimizer,
+    optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],
     batch: dict,
     accumulate: int,
@@ -205,14 +207,14 @@ def split_batch(batch: dict, parts: int) -> list[dict]:
         return [batch]
     size = len(batch["x"])
 
-    def part(value, i: int):
+    def part(value: Any, i: int) -> Any:
         whole_batch = isinstance(value, (list, Tensor)) and len(value) == size
         return value[i * size // parts : (i + 1) * size // parts] if whole_batch else value
 
     return [{key: part(value, i) for key, value in batch.items()} for i in range(parts)]
 
 
-def attention_kernel(accelerator: Accelerator):
+def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:
     """On a CPU, attention as plain matrix products: there the fused kernel's backward pass takes several times longer
     at the few tokens of the small presets."""
     return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from defectdiffu.autoencoder import PatchAutoencoder, build_autoencoder, stable_diffusion_autoencoder
+from defectdiffu.autoencoder import Autoencoder, PatchAutoencoder, build_autoencoder, stable_diffusion_autoencoder
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.errors import InputError
 from defectdiffu.machine import default_device, device_name, precision
@@ -35,10 +35,11 @@ def plan(preset: Preset, data: list[Path]) -> dict:
         row[sample.defect] = row.get(sample.defect, 0) + 1
 
     model, settings = preset.model, preset.training
-    ours = preset.autoencoder.pretrained is None and preset.start_from is None  # one is trained
     transformer = meta_transformer(preset)
-    with torch.device("meta"):
-        vae = build_autoencoder(preset.autoencoder) if ours else None
+    vae = None
+    if preset.autoencoder.pretrained is None and preset.start_from is None:  # one is trained
+        with torch.device("meta"):
+            vae = build_autoencoder(preset.autoencoder)
     parameters = sum(p.numel() for p in transformer.parameters())
     blocks = model.background_blocks + model.defect_blocks + model.fusion_blocks
     tokens = transformer.side**2
@@ -46,14 +47,14 @@ def plan(preset: Preset, data: list[Path]) -> dict:
     # Forward and backward cost 3 times the forward: 2 per weight and token, and the attention's two products.
     per_token = 2 * 12 * model.width**2 + 4 * tokens * model.width
     work = 3 * blocks * tokens * per_token * settings.batch_size * settings.steps
-    if ours:
+    if vae is not None:
         work += 3 * _convolution_work(vae, preset.image_size) * preset.autoencoder.batch_size * preset.autoencoder.steps
     return {
         "pictures": len(samples),
         "counts": counts,
         "parameters": {
             "transformer": parameters,
-            "autoencoder": sum(p.numel() for p in vae.parameters()) if ours else None,
+            "autoencoder": None if vae is None else sum(p.numel() for p in vae.parameters()),
         },
         "precision": precision(),
         "memory_gb": round(training_memory(preset, precision())["total"], 2),
@@ -78,7 +79,7 @@ def matrix_rate(size: int = 2048, repeats: int = 10) -> float:
     raise AssertionError("unreachable")
 
 
-def _convolution_work(vae: PatchAutoencoder, size: int) -> float:
+def _convolution_work(vae: PatchAutoencoder, size: int) -> int:
     """Floating-point operations of one picture through the autoencoder, all of whose convolutions have its latent's
     size."""
     weights = sum(m.weight.numel() for m in vae.modules() if isinstance(m, torch.nn.Conv2d))
@@ -136,21 +137,32 @@ def savings(preset: Preset, precision: str, processes: int = 1) -> dict[str, flo
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
-def meta_parts(preset: Preset) -> SimpleNamespace:
+@dataclass
+class MetaParts:
+    """The parts of a pipeline that take memory."""
+
+    transformer: DefectDiffuTransformer
+    vae: Autoencoder
+    text_encoder: CLIPTextModel
+
+
+def meta_parts(preset: Preset) -> MetaParts:
     """The preset's transformer, vae and text_encoder without their numbers. Pretrained, the latter two have the sizes
     of Stable Diffusion's autoencoder and of CLIP ViT-L/14."""
     text = preset.text
     with torch.device("meta"):
         if preset.autoencoder.pretrained is None:
-            vae = build_autoencoder(preset.autoencoder)
+            vae: Autoencoder = build_autoencoder(preset.autoencoder)
         else:
             vae = stable_diffusion_autoencoder()
         if text.pretrained is None:
             _, text_encoder = build_text_encoder([GOOD], text.width, text.layers, text.heads)
         else:
-            sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-            text_encoder = CLIPTextModel(CLIPTextConfig(**sizes))
-    return SimpleNamespace(transformer=meta_transformer(preset), vae=vae, text_encoder=text_encoder)
+            config = CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+            text_encoder = CLIPTextModel(config)
+    return MetaParts(transformer=meta_transformer(preset), vae=vae, text_encoder=text_encoder)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ the same batch, take the same steps as one.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +52,16 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
     vae = get_autoencoder(preset, pictures, watched, accelerator, out)
     vae = vae.to(accelerator.device).eval().requires_grad_(False)
-    cache = {"seed": preset.training.seed, "folder": out / "cache"}
-    cache |= {"autocast": accelerator.autocast, "processes": accelerator}
-    latents = cached_latents(vae, pictures, preset.training.variants, **cache).to(accelerator.device)
-    watched = cached_latents(vae, watched, 1, **cache).to(accelerator.device) if watched else None
+    cached = partial(
+        cached_latents,
+        vae,
+        seed=preset.training.seed,
+        folder=out / "cache",
+        autocast=accelerator.autocast,
+        processes=accelerator,
+    )
+    latents = cached(pictures, preset.training.variants).to(accelerator.device)
+    watched_latents = cached(watched, 1).to(accelerator.device) if watched else None
 
     torch.manual_seed(preset.training.seed)
     pairs = sorted({(p, d) for p, d in zip(pictures.products, pictures.defects, strict=True) if d != GOOD})
@@ -70,8 +78,8 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 
     def watch(step: int, log: dict) -> None:
         pipe.encoder.forget()
-        if watched is not None:
-            log["val"] = validate(denoiser, watched, preset, accelerator)
+        if watched_latents is not None:
+            log["val"] = validate(denoiser, watched_latents, preset, accelerator)
         if accelerator.is_main_process and pairs:
             save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
 
@@ -113,6 +121,7 @@ def planned_steps(
     """How many steps fit into `training.minutes`, counted from `began`; planned once, so a resumed run keeps them."""
     file = out / "plan.json"
     if not file.is_file():
+        assert preset.training.minutes is not None  # else there is nothing to plan
         per_step = seconds_per_step(accelerator, denoiser, batch_at, preset.training.accumulate)
         left = preset.training.minutes * 60 - (time.perf_counter() - began)
         steps = max(1, int(SHARE_FOR_STEPS * left / per_step))
@@ -148,7 +157,7 @@ def claim(out: Path, preset: Preset) -> None:
         write_json(file, settings)
 
 
-def _differences(a: dict, b: dict, where: str = ""):
+def _differences(a: dict, b: dict, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     for key in sorted(a.keys() | b.keys()):
         x, y = a.get(key), b.get(key)
         if isinstance(x, dict) and isinstance(y, dict):
@@ -168,7 +177,7 @@ def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: 
     t = torch.randint(TRAIN_STEPS, (n,), generator=generator, device=device)
     for start in range(0, n, size):
         rows = slice(start, start + size)
-        batch = {
+        batch: dict[str, Any] = {
             "x": latents.image[rows, 0].float(),
             "noise": noise[rows],
             "t": t[rows],
