@@ -49,6 +49,7 @@ test: $(READY) $(MATHJAX)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/pytest
 	rm -rf _build/test
 	mkdir -p _build/test
