@@ -1,17 +1,24 @@
-"""The command line: `defectdiffu data|train|generate|evaluate|benchmark`. Results go to stdout, bad input to stderr."""
+"""The command line: `defectdiffu data|train|generate|evaluate|benchmark`. Results go to stdout, messages to stderr."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from defectdiffu import __version__
 from defectdiffu.config import load_preset
 from defectdiffu.errors import InputError
 
 # Imports that load torch stand inside the commands, so that help and errors of use come at once.
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learn from few pictures what a product and a defect look like; generate defect images with their masks.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Make and check data folders.")
 app.add_typer(data_app, name="data")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure what was generated; every measure writes one JSON.")
@@ -22,13 +29,35 @@ Real = Annotated[Path, typer.Option(help="Real or rendered pairs of the same pro
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file, too.")]
 
 
+class Stopped(BaseException):
+    """Ctrl-C; typer itself would turn a KeyboardInterrupt into "Aborted"."""
+
+
 def main() -> None:
     """Entry point: what a user can put right is one line on stderr and exit code 2."""
+
+    def stop(*_) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGINT, stop)
     try:
         app()
     except InputError as error:
-        print(f"defectdiffu: {error}", file=sys.stderr)
+        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"defectdiffu: {message}", file=sys.stderr)
         sys.exit(2)
+    except Stopped:
+        print("\ndefectdiffu: stopped; what is finished stays, and the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"defectdiffu {__version__}")
+        raise typer.Exit
 
 
 def _finish(result: dict, file: Path | None) -> None:
@@ -154,6 +183,11 @@ def generate(
     w_p: Annotated[float | None, typer.Option(help="Strength of the product.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next has the next.")] = 0,
+    check: Annotated[
+        float, typer.Option(min=0, help="Keep pairs that changed so many times more inside the mask than outside.")
+    ] = 0.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Seeds that are tried per pair, at most.")] = 8,
+    append: Annotated[bool, typer.Option("--append", help="Add to the pictures of this pair that are there.")] = False,
     guidance: Annotated[str | None, typer.Option(help="double_free, defect_only or product_aware.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs sampled together; fewer take less memory.")] = 8,
     half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
@@ -161,15 +195,21 @@ def generate(
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
-    from defectdiffu.generation import generate_folder, load_pipeline
+    from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
     pipe = load_pipeline(weights, half, offload, tiling)
+    main = _process().is_main_process
+    if main and (warning := weakness(pipe, product, defect)):
+        print(f"defectdiffu: {warning}", file=sys.stderr)
     asked = {"w_d": w_d, "w_p": w_p, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+    asked |= {"check": check, "attempts": attempts, "append": append}
     record = generate_folder(pipe, out, product, defect, num, seed, **asked)
-    skipped = len(record["seeds_without_mask"])
+    done, skipped = len(record["seeds"]), len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
-    if _process().is_main_process:
-        print(f"{len(record['seeds'])} of {num} pairs in {out}{note}")
+    if check:
+        note = f", of {len(record['ratios'])} that were checked"
+    if main:
+        print(f"{done} of {num} pairs in {out}{note}")
 
 
 def _numbers(what: str, text: str) -> list[int]:

@@ -16,9 +16,14 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if name in choices:
         return name
+    raise InputError(f"unknown {kind} '{name}': {hint(name, choices)}")
+
+
+def hint(name: str, choices: Iterable[str]) -> str:
+    """Those of `choices` that `name` may stand for; all of them where none is near."""
+    choices = list(choices)
     near = get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
-    raise InputError(f"unknown {kind} '{name}': {hint}")
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
 
 
 def check_folder_name(kind: str, name: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from defectdiffu.errors import InputError
@@ -46,6 +47,26 @@ def writing(path: Path) -> Iterator[None]:
         full = any(os.strerror(number) in str(error) for number in FULL)  # safetensors gives the system's words alone
         cure = "free some space and run the same command again" if full else "put that right, or name another place"
         raise InputError(f"could not write {path}: {error}; {cure}") from error
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """No other process works in `folder` during this block; the lock ends with the process, killed or not.
+
+    Raises `InputError` where another one does.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"another process {what} in {folder}: wait for it, or name another place") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: Path, value: object, indent: int | None = 2) -> None:

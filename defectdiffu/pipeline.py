@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -18,28 +18,31 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
-from defectdiffu.config import GOOD
+from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, MOST_STEPS
 from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import PromptEncoder
+from defectdiffu.selfcheck import PASS, change_ratio
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
 SHIPPED = Path(__file__).parent / "weights"
-LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
-LARGEST_SEED = 2**63 - 1
+LARGEST_RATIO = 255.0  # of `check`: no change inside a mask is larger than 255 grey levels
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass
 class DefectDiffuOutput(BaseOutput):
-    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (num_images, S, S) before the threshold."""
+    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (len(images), S, S) before the threshold; seeds:
+    of each image; ratios: of a call with `check`, `selfcheck.change_ratio` of every image asked for, kept or not."""
 
     images: list[Image.Image]
     masks: list[Image.Image]
     mask_probs: np.ndarray
+    seeds: list[int] = field(default_factory=list)
+    ratios: list[float] | None = None
 
 
 class DefectDiffuPipeline(DiffusionPipeline):
@@ -132,6 +135,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         guidance: str | None = None,
         batch_size: int = 8,
+        check: bool | float = False,
         callback=None,
     ) -> DefectDiffuOutput:
         """Generate `num_images` pairs.
@@ -139,9 +143,11 @@ class DefectDiffuPipeline(DiffusionPipeline):
         product, defect: one name for all images or one per image. w_d: strength of the defect, likewise; w_p: strength
         of the product. num_images: as many as there are of what is given per image, else 1. seeds: one per image,
         0, 1, 2, ... unless given; image i depends on seeds[i] alone, so a sweep over w_d starts every frame from the
-        same noise. callback(step, t, latents, branches) is called after every step with the batch's noisy latents
-        and what each branch predicted. Raises `InputError` for names the model does not know, and where the GPU's
-        memory runs out, saying what saves how much.
+        same noise. check: keep only pairs whose change from the twin at w_d = 0 is this many times larger inside the
+        mask than outside (`selfcheck`; True: 2 times), which doubles the time; the result's `seeds` are those of the
+        pairs kept, its `ratios` those of every image. callback(step, t, latents, branches) is called after every step
+        with the batch's noisy latents and what each branch predicted. Raises `InputError` for names the model does not
+        know, and where the GPU's memory runs out, saying what saves how much.
         """
         config = self.config
         guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
@@ -151,8 +157,9 @@ class DefectDiffuPipeline(DiffusionPipeline):
         per_image = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
         if num_images is None:
             num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
-        if num_images < 1 or steps < 1 or batch_size < 1:
-            raise InputError("num_images, num_inference_steps and batch_size must be at least 1")
+        if num_images < 1 or batch_size < 1:
+            raise InputError("num_images and batch_size must be at least 1")
+        check_number("num_inference_steps", steps, 1, MOST_STEPS)
         per_image["seeds"] = range(num_images) if seeds is None else seeds
         for what, values in per_image.items():
             per_image[what] = [values] * num_images if np.isscalar(values) else list(values)
@@ -168,10 +175,14 @@ class DefectDiffuPipeline(DiffusionPipeline):
         for seed in seeds:
             check_number("seed", seed, 0, LARGEST_SEED)
 
-        pictures, probabilities = [], []
+        check = PASS if check is True else check
+        check_number("check", check, 0, LARGEST_RATIO)
+        if check and GOOD in defects:
+            raise InputError(f"check compares a defect with its absence: '{GOOD}' cannot be checked")
+        pictures, probabilities, ratios = [], [], []
         with (
             sampling_explained(self, min(batch_size, num_images)),
-            self.progress_bar(total=-(-num_images // batch_size) * steps) as bar,
+            self.progress_bar(total=-(-num_images // batch_size) * steps * (2 if check else 1)) as bar,
         ):
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
@@ -181,12 +192,21 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 )
                 pictures.append(picture)
                 probabilities.append(probability)
+                if check:
+                    twin, twin_probability = self._sample(
+                        conditions, guidance, w_p, [0.0] * len(picture), seeds[batch], steps, None, bar.update
+                    )
+                    marked = [np.stack([masks.binarise(m) for m in p]) > 0 for p in (probability, twin_probability)]
+                    ratios += change_ratio(picture, twin, *marked).tolist()
                 self.maybe_free_model_hooks()  # offloaded parts leave the GPU before the next batch
-        pictures, probabilities = np.concatenate(pictures), np.concatenate(probabilities)
+        kept = [i for i in range(num_images) if not check or ratios[i] >= check]
+        pictures, probabilities = np.concatenate(pictures)[kept], np.concatenate(probabilities)[kept]
         return DefectDiffuOutput(
             images=[Image.fromarray(p) for p in pictures],
             masks=[Image.fromarray(masks.binarise(p)) for p in probabilities],
             mask_probs=probabilities,
+            seeds=[seeds[i] for i in kept],
+            ratios=ratios if check else None,
         )
 
     def _sample(self, conditions, guidance, w_p, w_d, seeds, steps, callback, tick) -> tuple[np.ndarray, np.ndarray]:

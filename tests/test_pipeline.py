@@ -9,7 +9,7 @@ import torch
 from helpers import DEFECTS, in_another_process, random_pipeline
 from safetensors.torch import load_file, save_file
 
-from defectdiffu import DefectDiffuPipeline, InputError
+from defectdiffu import DefectDiffuPipeline, InputError, pipeline
 from defectdiffu.pipeline import PREDICTION_TYPES
 
 
@@ -227,6 +227,29 @@ def test_the_precision_is_taken_by_either_name(saved, name):
     assert DefectDiffuPipeline.from_pretrained(saved, **{name: torch.bfloat16}).transformer.dtype == torch.bfloat16
 
 
+def test_a_check_compares_each_picture_with_its_twin_and_keeps_those_that_pass(pipe, monkeypatch):
+    asked = {"product": "tile", "defect": "crack", "seeds": [5, 6, 7], "num_inference_steps": 2}
+    plain, without = pipe(**asked, w_d=3.0), pipe(**asked, w_d=0.0)
+    seen = []
+
+    def ratios(*arrays):
+        seen.append(arrays)
+        return np.array([3.0, 1.0, 2.0])
+
+    monkeypatch.setattr(pipeline, "change_ratio", ratios)
+    out = pipe(**asked, w_d=3.0, check=True)
+    (images, twins, marked, twin_marked), *others = seen
+    assert not others and marked.dtype == twin_marked.dtype == bool
+    np.testing.assert_array_equal(images, [np.asarray(i) for i in plain.images])
+    np.testing.assert_array_equal(twins, [np.asarray(i) for i in without.images])
+    np.testing.assert_array_equal(marked, [np.asarray(m) > 0 for m in plain.masks])
+    np.testing.assert_array_equal(twin_marked, [np.asarray(m) > 0 for m in without.masks])
+    assert (out.seeds, out.ratios) == ([5, 7], [3.0, 1.0, 2.0])
+    assert [i.tobytes() for i in out.images] == [plain.images[i].tobytes() for i in (0, 2)]
+    assert out.mask_probs.shape == (2, 32, 32)
+    assert not pipe(**asked, check=4.0).images
+
+
 def test_half_precision(pipe):
     full = pixels(pipe(product="tile", defect="crack", num_images=2))
     pipe.to(torch.bfloat16)
@@ -276,8 +299,11 @@ def test_what_was_trained_on_travels_with_the_weights(saved):
         ({"defect": ["crack", "rust"]}, "rust"),
         ({"num_images": 3, "w_d": [1.0, 2.0]}, "2 w_d for 3 images"),
         ({"num_images": 0}, "must be at least 1"),
-        ({"num_inference_steps": -1}, "must be at least 1"),
+        ({"num_inference_steps": -1}, "num_inference_steps is -1: it must be from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
         ({"batch_size": 0}, "must be at least 1"),
+        ({"check": -1.0}, "check is -1.0"),
+        ({"defect": "good", "check": True}, "'good' cannot be checked"),
     ],
 )
 def test_bad_arguments_are_named(pipe, changes, message):
