@@ -14,7 +14,7 @@ GOOD = "good"  # the defect's name for "no defect", c_g in the paper
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The image autoencoder. One of ours (`PatchAutoencoder`, trained first) or a pretrained one."""
+    """The image autoencoder: our `PatchAutoencoder`, trained first, or a pretrained one."""
 
     pretrained: str | None = None  # folder, shipped name or hub id; None: train our own
     downsample: int = 4  # side of the picture over side of the latent, a power of 2
@@ -28,7 +28,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text encoder: pretrained and frozen, or a small CLIP text model trained along with the transformer."""
+    """The text encoder: pretrained and frozen, or a small CLIP text model trained with the transformer."""
 
     pretrained: str | None = None
     width: int = 64
@@ -49,10 +49,10 @@ class ModelConfig:
     fusion_blocks: int = 2
     attention_over: str = "tokens"  # Eq. 5; with "positions", as released, masks are worse (records/ablations.json)
     learn_sigma: bool = False
-    prediction: str = "noise"  # Eq. 2; "velocity" for what starts from nothing: the noise leaves early steps untrained
-    convolution: bool = False  # a depthwise one in every MLP, for what starts from nothing: softens patches' borders
+    prediction: str = "noise"  # Eq. 2; "velocity" for training from scratch: noise leaves the noisiest steps untrained
+    convolution: bool = False  # a depthwise convolution in every MLP, for training from scratch: smooths patch borders
     null_product: str = "industry"
-    one_prompt: bool = False  # c_f to all three parts: the paper's ablation "OTP"
+    one_prompt: bool = False  # c_f for all three parts: the paper's ablation "OTP"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LossConfig:
     """Weights of Eqs. 8 to 11."""
 
     mask_weight: float = 1.0  # lambda, Eq. 11; the paper has 0.2
-    mask_by_signal: bool = False  # weigh loss_m by alpha-bar: masks are read at the last steps, unknowable at the first
+    mask_by_signal: bool = False  # weight loss_m by alpha-bar: masks are read at the last steps, not known at the first
     alpha: float = 0.001  # Eq. 8
     ratio_gradient: bool = False  # let loss_d's gradient flow through R
     fixed_ratio: float | None = None  # a constant instead of Eq. 9: the paper's ablation "w/o AAL" is 3
@@ -69,7 +69,7 @@ class LossConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     steps: int = 7000
-    minutes: float | None = None  # plan the steps by the rate measured at the start, so that the run ends in this time
+    minutes: float | None = None  # choose the steps from the rate measured at the start, so the run ends in this time
     batch_size: int = 64  # over all processes together
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -77,7 +77,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
     p1: float = 0.2  # Algorithm 1: probability of the null product
-    p2: float = 0.2  # Algorithm 1: probability that a defect is called good
+    p2: float = 0.2  # Algorithm 1: probability that a defect is replaced by good
     variants: int = 8  # augmented versions of each picture in the latent cache
     hold_out: str | None = None  # pairs never trained on, such as "magnetic_tile/crack,pill/scratch"
     half_split: bool = False  # train on half of each defect type, the paper's protocol on MVTec AD
@@ -85,8 +85,8 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     sample_every: int = 2000
     compile: bool = False
-    accumulate: int = 1  # parts in which a batch is computed, one after another
-    gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping them
+    accumulate: int = 1  # parts of a batch, computed one after another
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass instead of keeping their activations
     average_on_cpu: bool = False  # keep the moving average in the CPU's memory
 
 
@@ -104,7 +104,7 @@ class SamplingConfig:
 class Preset:
     name: str
     image_size: int
-    start_from: str | None = None  # weights to adapt, autoencoder and all (shipped name or folder); None: from scratch
+    start_from: str | None = None  # weights to adapt, with their autoencoder (shipped name, folder); None: from scratch
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -135,7 +135,7 @@ class Preset:
 
 def _build(cls, values: dict, where: str):
     if not isinstance(values, dict):
-        raise InputError(f"'{where}' must hold named settings, not {values!r}")
+        raise InputError(f"'{where}' must be an object of named settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     arguments = {}
@@ -159,7 +159,7 @@ def _build(cls, values: dict, where: str):
 
 
 PRESETS = {
-    # 64 px, about an hour and a half on one CPU thread that computes in bfloat16; the tests' and the tutorial's model.
+    # 64 px, about an hour and a half on one CPU thread that computes in bfloat16; for the tests and the tutorial.
     "tiny": Preset(
         name="tiny",
         image_size=64,
@@ -168,8 +168,8 @@ PRESETS = {
         training=TrainingConfig(steps=8000),
         sampling=SamplingConfig(w_p=2.0, w_d=1.5),
     ),
-    # 256 px, meant for ten minutes of one data-centre GPU, not run yet. Untrained, an autoencoder with 4 channels
-    # keeps 24 dB of drawn pictures, one with 16 keeps 27 dB and the masks (records/autoencoders_256.json).
+    # 256 px, meant for ten minutes of one data-centre GPU, not run yet. An untrained autoencoder with 4 channels
+    # reconstructs rendered pictures at 24 dB, one with 16 at 27 dB and keeps the masks (records/autoencoders_256.json).
     "book": Preset(
         name="book",
         image_size=256,
@@ -224,7 +224,7 @@ def load_preset(name: str, _seen: tuple[Path, ...] = ()) -> Preset:
         return PRESETS[check_choice("preset", name, PRESETS)]
     path = Path(name).resolve()
     if path in _seen:
-        raise InputError(f"the preset {name} is its own base: name a base that does not lead back to it")
+        raise InputError(f"the preset {name} is its own base: name a base that does not refer back to it")
     try:
         values = json.loads(Path(name).read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -52,7 +52,7 @@ def test_whole_numbers_are_good_floats():
         ({"training": {"steps": "many"}}, "training key 'steps' must be int, not 'many'"),
         ({"training": {"compile": 1}}, "training key 'compile' must be bool, not 1"),
         ({"training": {"steps": True}}, "training key 'steps' must be int, not True"),
-        ({"training": 3}, "'training' must hold named settings, not 3"),
+        ({"training": 3}, "'training' must be an object of named settings, not 3"),
         ({"text": {"pretrained": 3}}, "text key 'pretrained' must be str or null, not 3"),
         ({"image_size": None}, "preset key 'image_size' must be int, not None"),
     ],
