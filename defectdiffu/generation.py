@@ -1,7 +1,7 @@
-"""Image-mask pairs as files: what a model generates, in the layout of MVTec AD.
+"""Writes generated image-mask pairs as files in the layout of MVTec AD.
 
-Images are kept one by one in a hidden folder until all are there. So a generation that was killed goes on where it
-stopped, and several processes share one: batch i is sampled by process i modulo their number.
+Images are kept one by one in a hidden folder until all are complete. So a generation that was killed resumes where it
+stopped, and several processes share one generation: process i mod n of n samples batch i.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
 from defectdiffu.pipeline import LARGEST_SCALE, LARGEST_SEED, DefectDiffuPipeline
 
-ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
-BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
+ATTEMPTS = 8  # at most this many times as many seeds as pairs are tried
+BATCH = 8  # images sampled together; a resumed run has the same batches, so that results are the same to the bit
 
 
 def load_pipeline(weights: str, half: bool = False, offload: bool = False, tiling: bool = False) -> DefectDiffuPipeline:
-    """The pipeline of a shipped name, a folder or a hub id, on this process's device, in less memory where asked.
+    """The pipeline of a shipped name, a folder or a hub id, on this process's device, with options to save memory.
 
     half: in half precision; offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are
-    decoded tile by tile. Raises `InputError` where there is no GPU to offload from, and where the weights alone are too
-    large for it, saying what saves how much.
+    decoded tile by tile. Raises `InputError` for `offload` without a GPU, and if the weights alone do not fit into the
+    GPU's memory; the message says how much each option saves.
     """
     on_gpu, dtype = torch.cuda.is_available(), torch.float32
     if offload and not on_gpu:
-        raise InputError("--offload keeps memory free on a GPU, and there is no GPU: leave it out")
+        raise InputError("--offload saves memory on a GPU, and there is no GPU: leave it out")
     if half:
         dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
     device = PartialState(cpu=not on_gpu).device
@@ -66,16 +66,15 @@ def generate_folder(
 ) -> dict:
     """Write `num` pairs as out/<product>/test/<defect>/NNN.png and .../ground_truth/<defect>/NNN_mask.png.
 
-    Seeds seed, seed + 1, ... are used in turn. A defect image whose mask is empty is no pair: its seed is skipped and
-    written down, so that nothing in `out` teaches a detector that a defect is no defect. What was done is appended to
-    out/generation.json and returned. A call that was killed goes on when it is made again, and ends in the same files.
-    batch_size: pairs sampled together, which may be another one then: it changes no more than a sum's last bit.
-    Raises `InputError`, with nothing written, if no seed gives a pair or the folder of this product and defect is there
-    already.
+    Seeds seed, seed + 1, ... are used in turn. A defect image with an empty mask is not a pair: its seed is skipped and
+    recorded, so that `out` has no defect labelled as normal. A record is appended to
+    out/generation.json and returned. A call that was killed resumes when repeated, and gives the same files.
+    batch_size: pairs sampled together. A repeated call may change it: this changes results only by rounding.
+    Raises `InputError`, with nothing written, if no seed gives a pair or the folder of this product and defect exists.
     """
     if num < 1:
         raise InputError(f"num is {num}: it must be at least 1")
-    # Before any of them reaches a path: the names that weights bring along may be anybody's.
+    # Checked before they are used in a path: names in downloaded weights cannot be trusted.
     pipe.check_names(product, defect)
     check_folder_name("product", product)
     check_folder_name("defect", defect)
@@ -111,7 +110,7 @@ def generate_folder(
                     (skipped if defect != GOOD and mask.getbbox() is None else pairs).append(s)
             next_seed = seeds[-1] + 1
     except InputError:
-        if not any(work.glob("*.png")):  # a name that the weights do not know, say
+        if not any(work.glob("*.png")):  # for example, a name that the weights do not know
             discard()
         raise
     processes.wait_for_everyone()
@@ -141,14 +140,14 @@ def generate_folder(
 
 
 def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: PartialState) -> None:
-    """Claim `work` for these settings, or find it as they left it. Raises `InputError` where something else is."""
+    """Claim `work` for these settings, or resume it. Raises `InputError` if its settings differ or a result exists."""
     file = work / "settings.json"
     if file.is_file():
         there = json.loads(file.read_text())
         if changes := [f"{k}: {there.get(k)!r} there, {v!r} asked" for k, v in settings.items() if there.get(k) != v]:
             raise InputError(
                 f"{work} holds a generation that was stopped, with other settings ({'; '.join(changes[:3])}): "
-                "finish it with its own, remove it, or choose another --out"
+                "finish it with its own settings, remove it, or choose another --out"
             )
     else:
         for result in results:
@@ -163,7 +162,7 @@ def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: Part
 def sample(
     pipe, product: str, defect: str, seeds: list[int], settings: dict, batch_size: int, work: Path, processes
 ) -> None:
-    """Sample this process's batches of `seeds` into `work`, but for those that are there; returns when all have."""
+    """Sample this process's missing batches of `seeds` into `work`; return when all processes are done."""
     for number, start in enumerate(range(0, len(seeds), batch_size)):
         batch = seeds[start : start + batch_size]
         mine = number % processes.num_processes == processes.process_index
@@ -172,12 +171,12 @@ def sample(
         result = pipe(product, defect, num_images=len(batch), seeds=batch, batch_size=len(batch), **settings)
         for s, image, mask in zip(batch, result.images, result.masks, strict=True):
             write_atomically(work / f"{s}_mask.png", partial(mask.save, format="png"))
-            write_atomically(work / f"{s}.png", partial(image.save, format="png"))  # last: it says that both are there
+            write_atomically(work / f"{s}.png", partial(image.save, format="png"))  # last: it marks both as complete
     processes.wait_for_everyone()
 
 
 def finish(work: Path, results: dict[str, Path], pairs: list[int]) -> None:
-    """Put the pairs where they belong, each folder by one rename; those that are there were put there before a kill."""
+    """Move the pairs to their folders, each by one rename; a folder that exists was moved before the run was killed."""
     with writing(work):
         for suffix, result in results.items():
             if result.exists():
@@ -191,14 +190,14 @@ def finish(work: Path, results: dict[str, Path], pairs: list[int]) -> None:
 
 
 def append(file: Path, record: dict) -> None:
-    """Add a record to a JSON list, unless it is there."""
+    """Add a record to a JSON list, unless the list has it."""
     records = json.loads(file.read_text()) if file.is_file() else []
     if json.loads(json.dumps(record)) not in records:
         write_json(file, [*records, record])
 
 
 def digest(pipe: DefectDiffuPipeline) -> str:
-    """What tells these weights from others."""
+    """A hash that identifies the weights."""
     found = hashlib.sha256()
     for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
         for value in part.state_dict().values():
