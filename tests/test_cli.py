@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it writes, its exit codes."""
+"""The command line as a user sees it: what it prints, what it writes, its exit codes."""
 
 import json
 import sys

@@ -32,7 +32,7 @@ def read_alike(generated: str | Path, real: str | Path) -> tuple[dict[Pair, list
         if (product, defect) not in theirs:
             there = ", ".join(sorted(d for p, d in theirs if p == product)) or "nothing"
             raise InputError(
-                f"{generated} has {product} with {defect}, but to compare with, {real} has of {product} only: {there}"
+                f"{real} has no {product} with {defect} to compare with {generated}; of {product} it has {there}"
             )
     return ours, {pair: theirs[pair] for pair in ours}
 

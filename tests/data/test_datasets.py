@@ -154,7 +154,7 @@ def spoil_visa(root, old, new, file="split_csv/1cls.csv"):
         ("visa", lambda r: spoil_visa(r, "Images/Normal/0001.JPG", "../../../secret.JPG"), "lies outside"),
         ("visa", lambda r: spoil_visa(r, "candle,train", "../candle,train"), "'../candle', 'train'"),
         ("visa", lambda r: spoil_visa(r, "candle,train", ",train"), "'', 'train'"),
-        ("visa", lambda r: spoil_visa(r, "candle,train", "candle" * 30_000 + ",train"), "is not a CSV table: field"),
+        ("visa", lambda r: spoil_visa(r, "candle,train", "candle" * 30_000 + ",train"), "CSV table: field larger"),
         ("visa", lambda r: (r / "split_csv/1cls.csv").write_bytes(b"object,\xe4"), "is not UTF-8 at byte 7"),
         ("visa", lambda r: (r / "candle/Data/Images/Anomaly/001.JPG").unlink(), "but the table names it"),
         ("visa", lambda r: spoil_visa(r, "Weird Candle Wick", "", "candle/image_anno.csv"), "no label for"),
