@@ -1,7 +1,7 @@
-"""Image-mask pairs as files: what a model generates, in the layout of MVTec AD.
+"""Writes generated image-mask pairs as files in the layout of MVTec AD.
 
-Images are kept one by one in a hidden folder until all are there. So a generation that was killed goes on where it
-stopped, and several processes share one: batch i is sampled by process i modulo their number.
+Images are kept one by one in a hidden folder until all are complete. So a generation that was killed resumes where it
+stopped, and several processes share one generation: process i mod n of n samples batch i.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+from collections import ChainMap
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain, count, islice
@@ -25,23 +26,23 @@ from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
 from defectdiffu.pipeline import LARGEST_RATIO, SHIPPED, DefectDiffuPipeline
 
-ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
+ATTEMPTS = 8  # at most this many times as many seeds as pairs are tried
 MOST_PAIRS = 10**6
 GOOD_TESTED = 5  # one defect-free picture in so many is for testing
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} pictures [{elapsed}<{remaining}]"
-BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
+BATCH = 8  # images sampled together; a resumed run has the same batches, so that results are the same to the bit
 
 
 def load_pipeline(weights: str, half: bool = False, offload: bool = False, tiling: bool = False) -> DefectDiffuPipeline:
-    """The pipeline of a shipped name, a folder or a hub id, on this process's device, in less memory where asked.
+    """The pipeline of a shipped name, a folder or a hub id, on this process's device, with options to save memory.
 
     half: in half precision; offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are
-    decoded tile by tile. Raises `InputError` where there is no GPU to offload from, and where the weights alone are too
-    large for it, saying what saves how much.
+    decoded tile by tile. Raises `InputError` for `offload` without a GPU, and if the weights alone do not fit into the
+    GPU's memory; the message says how much each option saves.
     """
     on_gpu, dtype = torch.cuda.is_available(), torch.float32
     if offload and not on_gpu:
-        raise InputError("--offload keeps memory free on a GPU, and there is no GPU: leave it out")
+        raise InputError("--offload saves memory on a GPU, and there is no GPU: leave it out")
     if half:
         dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
     device = PartialState(cpu=not on_gpu).device
@@ -77,16 +78,16 @@ def generate_folder(
     """Write `num` pairs as out/<product>/test/<defect>/NNN.png and .../ground_truth/<defect>/NNN_mask.png.
 
     Of defect-free pictures, one in `GOOD_TESTED` goes into test/good, the others go into train/good.
-    Seeds seed, seed + 1, ... are used in turn, at most `attempts` times as many as pairs. A defect image whose mask is
-    empty is no pair: its seed is skipped and written down, so that nothing in `out` teaches a detector that a defect is
-    no defect. check: skip every pair with a smaller `selfcheck.change_ratio`, too; 0: check nothing. append: add to the
-    pictures of this product and defect, with seeds that they do not have. What was done is appended to
-    out/generation.json and returned. A call that was killed resumes when it is made again, and ends in the same files.
-    batch_size: pairs sampled together, which may be another one then: it changes no more than a sum's last bit.
+    Seeds seed, seed + 1, ... are used in turn, at most `attempts` times as many as pairs. A defect image with an empty
+    mask is not a pair: its seed is skipped and recorded, so that `out` has no defect labelled as normal.
+    check: also skip every pair with a smaller `selfcheck.change_ratio`; 0: check nothing. append: add to the pictures
+    of this product and defect, with seeds that they do not have. A record is appended to out/generation.json and
+    returned. A call that was killed resumes when repeated, and gives the same files.
+    batch_size: pairs sampled together. A repeated call may change it: this changes results only by rounding.
     Raises `InputError`, with nothing written, if no seed gives a pair, if another process generates the same pairs, and
     unless `append` is set, if the folder of this product and defect exists.
     """
-    # Names are checked before any of them reaches a path: weights may come from anybody.
+    # Checked before they are used in a path: names in downloaded weights cannot be trusted.
     pipe.check_names(product, defect)
     check_folder_name("product", product)
     check_folder_name("defect", defect)
@@ -185,7 +186,7 @@ def begin(work: Path, settings: dict, folders: dict[Path, str], append: bool, pr
         if changes := [f"{k}: {begun.get(k)!r} there, {v!r} asked" for k, v in settings.items() if begun.get(k) != v]:
             raise InputError(
                 f"{work} holds a generation that was stopped, with other settings ({'; '.join(changes[:3])}): "
-                "finish it with its own, remove it, or choose another --out"
+                "finish it with its own settings, remove it, or choose another --out"
             )
     else:
         product, defect = next(iter(folders)).parts[-3::2]
@@ -293,9 +294,7 @@ def weakness(pipe: DefectDiffuPipeline, product: str, defect: str) -> str | None
     if not name or file is None:
         return None
     record = json.loads(file.read_text())
-    pair = next(
-        (pairs[f"{product} {defect}"] for pairs in record["per_pair"].values() if f"{product} {defect}" in pairs), None
-    )
+    pair = ChainMap(*(record["per_pair"][part] for part in ("trained", "held_out"))).get(f"{product} {defect}")
     if pair is None or (min(pair["product_accuracy"], pair["defect_accuracy"]) >= 0.5 and pair["mask_iou"] >= 0.1):
         return None
     return (
@@ -306,7 +305,7 @@ def weakness(pipe: DefectDiffuPipeline, product: str, defect: str) -> str | None
 
 
 def digest(pipe: DefectDiffuPipeline) -> str:
-    """What tells these weights from others."""
+    """A hash that identifies the weights."""
     found = hashlib.sha256()
     for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
         for value in part.state_dict().values():

@@ -27,7 +27,7 @@ from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import PromptEncoder
 from defectdiffu.selfcheck import PASS, change_ratio
 
-PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
+PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # their names in diffusers
 SHIPPED = Path(__file__).parent / "weights"
 LARGEST_RATIO = 255.0  # of `check`: no change inside a mask is larger than 255 grey levels
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -51,9 +51,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         pipe = DefectDiffuPipeline.from_pretrained("tiny")
         out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])
 
-    `scheduler` may be any diffusers scheduler that knows what the transformer predicts, noise or velocity: it is set to
-    that. guidance, w_p, w_d, num_inference_steps: what a
-    call uses unless it says otherwise.
+    `scheduler` may be any diffusers scheduler that supports the transformer's prediction, noise or velocity, and is set
+    to it. guidance, w_p, w_d, num_inference_steps: the defaults of a call.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -81,7 +80,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
     @property
     def pairs(self) -> dict[str, list[str]]:
-        """{product: its defects}: what the weights were trained on. Other combinations of these names are zero-shot."""
+        """{product: its defects}: the pairs trained on. Other combinations of these names are zero-shot."""
         return self.transformer.config.trained_on or {}
 
     @property
@@ -93,7 +92,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         return sorted({d for defects in self.pairs.values() for d in defects})
 
     def check_names(self, product: str, defect: str) -> None:
-        """Raise `InputError`, naming the nearest ones, for names that the weights do not know."""
+        """Raise `InputError`, with the most similar names, for names that the weights do not know."""
         check_choice("product", product, [*self.products, self.transformer.config.null_product])
         check_choice("defect", defect, [*self.defects, GOOD])
 
@@ -108,7 +107,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
             raise InputError(
                 f"no weights '{name}': neither a folder nor shipped with the package ({', '.join(shipped) or 'none'})"
             )
-        if "torch_dtype" in kwargs:  # as older code says it
+        if "torch_dtype" in kwargs:  # its older name
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         kwargs = {"dtype": torch.float32} | kwargs
         with quiet():
@@ -118,7 +117,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 if folder.is_dir():
                     raise
                 raise InputError(
-                    f"no weights '{name}': not a folder, and the hub cannot be reached or has none of that name"
+                    f"no weights '{name}': not a folder, and the hub cannot be reached or has no weights of that name"
                 ) from error
         pipe.register_to_config(_name_or_path=str(name))
         return pipe
@@ -224,7 +223,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         last = masks.averaged_steps(steps)
         timesteps = self.scheduler.timesteps
-        seen = []  # decoded at the end: offloaded, transformer and autoencoder then change places but once
+        seen = []  # decoded at the end, so that with offloading transformer and autoencoder are swapped only once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
             branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
@@ -243,20 +242,20 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
 
 def follow(scheduler, prediction: str) -> None:
-    """Set a scheduler to what the transformer predicts, and not to cut latents to [-1, 1], as pixels would be.
+    """Set a scheduler to the transformer's prediction, and switch off its clipping to [-1, 1], which is for pixels.
 
-    Raises `InputError` for one that does not know it.
+    Raises `InputError` for a scheduler without a prediction type.
     """
     if "prediction_type" not in scheduler.config:
         raise InputError(
-            f"{type(scheduler).__name__} cannot be used: it has no prediction_type ({prediction} is predicted)"
+            f"{type(scheduler).__name__} cannot be used: it has no prediction_type (this model predicts {prediction})"
         )
     scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction], clip_sample=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars for files of a few megabytes, nor remarks on settings that the libraries wrote themselves."""
+    """No progress bars for files of a few megabytes, and no warnings about settings that the libraries wrote."""
     levels = [library.get_verbosity() for library in (diffusers_logging, transformers_logging)]
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
@@ -270,7 +269,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse a pipeline folder whose weights are no safetensors, are cut short, or are not what its index promises."""
+    """Refuse a pipeline folder whose weights are not safetensors, are truncated, or do not match its index."""
     index = folder / "model_index.json"
     try:
         components = json.loads(index.read_text())
@@ -282,7 +281,7 @@ def check_weights(folder: Path) -> None:
         files = sorted((folder / name).glob("*.safetensors"))
         if not files:
             pickles = [p.name for p in (folder / name).glob("*") if p.suffix in PICKLES]
-            found = f"{pickles[0]} is a pickle, which can run code when read" if pickles else "none found"
+            found = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "none found"
             raise InputError(f"{folder / name}: weights must be .safetensors; {found}")
         for file in files:
             try:
@@ -296,7 +295,7 @@ def check_weights(folder: Path) -> None:
     try:
         kind = getattr(import_module(library), name) if library.startswith("defectdiffu.") else DefectDiffuTransformer
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{index} names a transformer that this package has not: {library}.{name}") from error
+        raise InputError(f"{index} names a transformer that this package does not have: {library}.{name}") from error
     with torch.device("meta"), quiet():
         expected = set(kind.from_config(kind.load_config(transformer)).state_dict())
     found = set()

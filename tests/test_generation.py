@@ -20,7 +20,7 @@ from defectdiffu.pipeline import DefectDiffuOutput, DefectDiffuPipeline
 
 @pytest.fixture
 def drawing(pipe, monkeypatch):
-    """A pipeline that draws instead of sampling: image s is grey s, and odd seeds have no mask."""
+    """A pipeline that paints instead of sampling: image s is grey s, and odd seeds have no mask."""
     calls = []
 
     def call(self, product, defect, *, num_images, seeds, callback, **settings):
@@ -272,7 +272,7 @@ def test_images_that_are_there_are_not_made_again(drawing, tmp_path):
 
 
 def test_a_stopped_generation_goes_on_in_smaller_batches(drawing, tmp_path):
-    """As after a GPU's memory ran out: what is there stays."""
+    """As after a GPU's memory ran out: finished images are kept."""
     pipe, calls = drawing
     draw = type(pipe).__call__
 
@@ -334,7 +334,7 @@ def test_weights_that_do_not_fit_are_explained(weights, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a/../../victim", "../victim", "hazelnut/crack", "", ".", "C:x", "a\nb"])
 def test_no_name_leads_out_of_the_folder(pipe, tmp_path, name):
-    """Neither asked for nor brought along by weights of others; a folder outside keeps what it has."""
+    """Neither a requested name nor a name in others' weights; a folder outside is not changed."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "kept").touch()

@@ -18,7 +18,7 @@ def pixels(out) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal up to the last bit of a sum, which may round a pixel to its neighbour."""
+    """Equal up to rounding, which may change a pixel by one."""
     return np.abs(a - b).max() <= 1
 
 
@@ -90,7 +90,7 @@ def test_seeds_are_counted_from_zero(pipe):
 
 
 def test_names_go_image_by_image(pipe):
-    """Many pairs in one batch: each picture is the one that it is alone, whatever stands beside it."""
+    """Many pairs in one batch: each picture is the same as when generated alone."""
     given = {"product": ["tile", "hazelnut", "tile"], "defect": ["crack", "hole", "good"], "seeds": [5, 6, 7]}
     together, one_by_one = pipe(**given), pipe(**given, batch_size=1)
     assert len(together.images) == 3
@@ -115,7 +115,7 @@ def test_w_d_goes_image_by_image(pipe):
 
 
 def test_every_frame_of_a_sweep_starts_from_the_same_noise(pipe):
-    """What each branch predicts in the first step, before guidance acts, is the same for every w_d."""
+    """Each branch's prediction in the first step, before guidance, is the same for every w_d."""
     seen = []
     pipe(
         product="tile",
@@ -156,13 +156,13 @@ def test_any_scheduler_works(pipe, name):
     assert all(x.isfinite().all() for x in latents)
     assert np.isfinite(out.mask_probs).all()
     assert pixels(out).std() > 0
-    assert (pixels(pipe(**given)) == pixels(out)).all()  # nothing is left over from the call before
+    assert (pixels(pipe(**given)) == pixels(out)).all()  # no state is left from the previous call
 
 
 @pytest.mark.parametrize("prediction", ["noise", "velocity"])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
-    """A scheduler made for the other prediction gives the same pictures as one made for this."""
+    """A scheduler made for the other prediction gives the same pictures as one made for this prediction."""
     pipe = random_pipeline(model={"prediction": prediction})
     given = {"product": "tile", "defect": "crack", "num_images": 2}
     pictures = []
@@ -175,7 +175,7 @@ def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
 def test_latents_are_not_cut_to_the_range_of_pixels(pipe, name):
-    """Neither by a scheduler of the pipeline's own configuration nor by a new one, which would cut them by default."""
+    """Neither by a scheduler of the pipeline's own configuration nor by a new one, which clips them by default."""
     given = {"product": "tile", "defect": "crack", "num_images": 2}
     kind, pictures = getattr(diffusers, name), []
     for scheduler in (kind(clip_sample=False), kind.from_config(pipe.scheduler.config), kind()):
@@ -198,7 +198,7 @@ def test_a_scheduler_that_knows_no_prediction_is_refused(pipe):
 
 
 class Constant:
-    """A decoder that paints all of a latent's mean: masks can be followed by hand."""
+    """A decoder whose output is the latent's mean everywhere: masks can be computed by hand."""
 
     dtype = torch.float32
     config = type("Config", (), {"scaling_factor": 1.0})
@@ -262,7 +262,7 @@ def test_half_precision(pipe):
 
 
 def digest(pipe) -> str:
-    """Of everything a pipeline makes."""
+    """A hash of all outputs of a pipeline."""
     out = pipe(product="tile", defect="crack", num_images=2, seeds=[3, 4])
     arrays = [*map(np.asarray, out.images), *map(np.asarray, out.masks), out.mask_probs]
     return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
