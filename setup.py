@@ -1,4 +1,4 @@
-"""Only the dependencies, read from requirements.txt so that they stand in one place. All else is in pyproject.toml."""
+"""Only the dependencies, read from requirements.txt so that they are listed once. All else is in pyproject.toml."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Counts what imports what in the package: `python book/draw_imports.py [folder of a package] [its pyproject.toml]`.
+"""Counts the imports between parts of the package: `python book/draw_imports.py [package folder] [its pyproject.toml]`.
 
-Imports are read from the source, those inside functions too. A room is a file of the package or one of its folders; a
-floor is one more than the highest floor that a room imports. Upward is an arrow against the layers in pyproject.toml.
+Imports are read from the source, including those inside functions. A part is a top-level file or folder of the package;
+its level is one more than the highest level it imports. Upward is an import against the layers in pyproject.toml.
 """
 
 import ast
@@ -41,13 +41,13 @@ def imports(files: dict[str, Path]) -> set[tuple[str, str]]:
 
 
 def between_rooms(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The same arrows from room to room; those inside a folder are left out."""
+    """The same imports from part to part; imports inside a folder are left out."""
     rooms = {tuple(name.split(".")[1] if "." in name else "" for name in arrow) for arrow in arrows}
     return {(a, b) for a, b in rooms if a and b and a != b}
 
 
 def circles(arrows: set[tuple[str, str]]) -> list[list[str]]:
-    """The groups that can reach each other, of two or more."""
+    """Groups of two or more that import each other, directly or indirectly."""
     reached = {a: {a} for arrow in arrows for a in arrow}
     while True:
         more = [(a, reached[b] - reached[a]) for a, b in arrows if reached[b] - reached[a]]
@@ -60,7 +60,7 @@ def circles(arrows: set[tuple[str, str]]) -> list[list[str]]:
 
 
 def floors(arrows: set[tuple[str, str]]) -> int:
-    """How many there are; a circle counts as one room."""
+    """Number of levels; a circle counts as one part."""
     group = {name: members[0] for members in circles(arrows) for name in members}
     below = defaultdict(set)
     for a, b in arrows:
@@ -75,7 +75,7 @@ def floors(arrows: set[tuple[str, str]]) -> int:
 
 
 def upward(arrows: set[tuple[str, str]], pyproject: Path) -> list[tuple[str, str]]:
-    """Arrows against the first contract of layers that pyproject.toml has for import-linter."""
+    """Imports against the first contract of layers that pyproject.toml has for import-linter."""
     contracts = tomllib.loads(pyproject.read_text())["tool"]["importlinter"]["contracts"]
     contract = next(contract for contract in contracts if contract["type"] == "layers")
     above = [f"{container}." for container in contract.get("containers", [])] or [""]
@@ -96,10 +96,10 @@ def main(package: Path = ROOT / "defectdiffu", pyproject: Path = ROOT / "pyproje
     table = {
         "files": len(files),
         "lines": sum(len(file.read_text().splitlines()) for file in files.values()),
-        "rooms": len({name.split(".")[1] for name in files if "." in name}),
-        "floors": floors(rooms),
-        "arrows between rooms": len(rooms),
-        "arrows between files": len(arrows),
+        "parts": len({name.split(".")[1] for name in files if "." in name}),
+        "levels": floors(rooms),
+        "imports between parts": len(rooms),
+        "imports between files": len(arrows),
         "upward": len(wrong),
         "circles": len(turning),
     }

@@ -1,8 +1,8 @@
 """Writes into every notebook what all of them share: the Colab badge and the cell that installs what is missing.
 
-    python book/set_up_notebooks.py [NAME ...]     # names without suffix; without one, every notebook
+    python book/set_up_notebooks.py [NAME ...]     # names without suffix; by default every notebook
 
-Both lead to the repository, whose address stands in `_config.yml` and nowhere else. Outputs stay as they are.
+Both use the repository's address, which is set only in `_config.yml`. Outputs stay as they are.
 """
 
 import re
@@ -60,7 +60,7 @@ def badge(name: str) -> str:
 
 
 def set_up(notebook: NotebookNode, name: str) -> None:
-    """Put the badge below the title and renew the first code cell, in place."""
+    """Put the badge below the title and rewrite the first code cell, in place."""
     title, *rest = re.sub(r"\n+\[!\[Open in Colab\].*", "", notebook.cells[0].source).split("\n", 1)
     notebook.cells[0].source = "\n".join([title, "", badge(name), *rest])
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = set_up_cell()
@@ -68,7 +68,7 @@ def set_up(notebook: NotebookNode, name: str) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or sorted(twin.stem for twin in (ROOT / "notebooks").glob("*.py")):
-        twin = ROOT / "notebooks" / f"{name}.py"  # the newer of the two, then: `jupytext --sync` takes it as the source
+        twin = ROOT / "notebooks" / f"{name}.py"  # written last, so `jupytext --sync` takes it as the source
         notebook = jupytext.read(twin)
         set_up(notebook, name)
         jupytext.write(notebook, twin)

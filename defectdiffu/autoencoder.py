@@ -1,8 +1,8 @@
 """The image autoencoder: picture and mask go through the same one (Fig. 2, Image Encoder and Decoder).
 
 Ours is diffusers' `AutoencoderTiny` over patches, trained as a variational autoencoder whose posterior has one fixed
-width: the penalty is then the latent's square, and the decoder is used to latents that are a little off, as a
-sampler's are. It begins as the patches' principal components, the best that is linear, and learns what is not.
+width: the penalty is then the squared latent, and the decoder is trained on slightly noisy latents, such as a sampler
+gives. It is initialised with the patches' principal components, the best linear encoding, and learns the rest.
 """
 
 from typing import Any
@@ -21,20 +21,20 @@ from defectdiffu.masks import to_picture
 SQUARE_WEIGHT = 5.0  # of the squared against the absolute error
 PRIOR_WEIGHT = 1e-3  # of the latent's square against the error of the picture
 RECOMBINED = 0.2  # share of the pictures whose colours `recombine` may change
-LATENT_RMS = 0.5  # of a new autoencoder: there the tanh of `AutoencoderTiny`'s decoder is still almost straight
+LATENT_RMS = 0.5  # of a new autoencoder: the tanh of `AutoencoderTiny`'s decoder is almost linear in this range
 
 
-Autoencoder = AutoencoderKL | AutoencoderTiny  # ours is one of the latter
+Autoencoder = AutoencoderKL | AutoencoderTiny  # ours is an `AutoencoderTiny`
 
 
 class PatchAutoencoder(AutoencoderTiny):
-    """`AutoencoderTiny` that folds patches of p x p pixels into channels where the original halves the side level by
-    level: all its convolutions are as small as the latent, and none of them has to learn where in a patch a pixel is.
+    """`AutoencoderTiny` that folds patches of p x p pixels into channels, where the original halves the side level by
+    level: all its convolutions have the latent's size, and none has to learn a pixel's position in its patch.
 
     vae.encode(pictures (B, 3, S, S)).latents: (B, C, S / p, S / p); vae.decode(latents).sample: the pictures.
     """
 
-    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
+    config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
 
     @register_to_config
     def __init__(
@@ -45,7 +45,7 @@ class PatchAutoencoder(AutoencoderTiny):
         scaling_factor: float = 1.0,
     ):
         folded = 3 * patch_size**2
-        AutoencoderTiny.__init__.__wrapped__(  # not its wrapper, which would put the sizes into the config once more
+        AutoencoderTiny.__init__.__wrapped__(  # not its wrapper, which would write the sizes into the config again
             self,
             in_channels=folded,
             out_channels=folded,
@@ -60,9 +60,9 @@ class PatchAutoencoder(AutoencoderTiny):
 
 
 def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoder:
-    """A new autoencoder whose latent has a `config.downsample`-th of the picture's side.
+    """A new autoencoder whose latent's side is the picture's side divided by `config.downsample`.
 
-    Raises `InputError` for more latent channels than there are to hold them.
+    Raises `InputError` if the latent has more channels than the layers or the patch can fill.
     """
     most = min(config.channels, 3 * config.downsample**2)
     if config.latent_channels > most:
@@ -81,15 +81,15 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
 
         z = G^-1 U^T (x - m)    and    x = m + U G z,    G = c sqrt(s),
 
-    up to the decoder's tanh. That G is where the prior's pull on z and the error through the latent's noise, of which
-    the one falls and the other grows with its square, balance for every component; c gives z the width `LATENT_RMS`.
-    The residual blocks begin as the identity: values are shifted to be positive, which a ReLU leaves alone.
+    up to the decoder's tanh. For every component this G balances the prior's penalty on z, which falls with G squared,
+    and the error from the latent's noise, which grows with it; c gives z the width `LATENT_RMS`.
+    The residual blocks start as the identity: values are shifted to be positive, and a ReLU does not change those.
     """
     count = vae.config.latent_channels
     first, *_, last = (m for m in vae.encoder.layers if isinstance(m, nn.Conv2d))
     begin, *_, end = (m for m in vae.decoder.layers if isinstance(m, nn.Conv2d))
     number, total, products = 0, torch.zeros(()), torch.zeros(())
-    for some in pictures.split(64):  # a few at a time: in double precision the patches of all take much memory
+    for some in pictures.split(64):  # a few at a time: all patches in double precision need much memory
         x = F.pixel_unshuffle(some, vae.config.patch_size).movedim(1, -1).flatten(0, -2).double()  # (patches, 3 p^2)
         number, total, products = number + len(x), total + x.sum(dim=0), products + x.mT @ x
     mean = total / number
@@ -98,7 +98,7 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
     s = variances.flip(0)[:count].clamp(min=1e-8).sqrt()
     g = s.sqrt()
     g *= (s / g).square().mean().sqrt() / LATENT_RMS
-    shift = 4 * s / g  # four deviations: almost nothing is below
+    shift = 4 * s / g  # four deviations: almost no value is below
 
     for block in vae.modules():
         if isinstance(block, AutoencoderTinyBlock):
@@ -106,8 +106,8 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
                 parameter.zero_()
     same = torch.arange(count)
     for convolution, rows in ((first, same), (last, slice(None)), (begin, same), (end, slice(None))):
-        convolution.weight[rows] = 0  # the channels beyond the latent's stay random, for training to use
-    # Inside, AutoencoderTiny has pictures in [0, 1].
+        convolution.weight[rows] = 0  # channels beyond the latent's stay random, for training to use
+    # Internally, AutoencoderTiny has pictures in [0, 1].
     first.weight[:count, :, 1, 1] = (2 * (u / g).T).float()
     first.get_parameter("bias")[:count] = (shift - (mean + 1) @ (u / g)).float()
     last.weight[same, same, 1, 1] = 1
@@ -119,21 +119,21 @@ def begin_as_principal_components(vae: PatchAutoencoder, pictures: Tensor) -> No
 
 
 def stable_diffusion_autoencoder() -> AutoencoderKL:
-    """A new autoencoder of the sizes of Stable Diffusion's, for what depends on sizes alone."""
+    """A new autoencoder with the sizes of Stable Diffusion's, where only sizes matter."""
     widths = (128, 256, 512, 512)
     down, up = ("DownEncoderBlock2D",) * len(widths), ("UpDecoderBlock2D",) * len(widths)
     return AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4, sample_size=256)
 
 
 def downsampling(vae: Autoencoder) -> int:
-    """The side of a picture over that of its latent."""
+    """The side of a picture divided by the side of its latent."""
     if isinstance(vae, PatchAutoencoder):
         return vae.config.patch_size
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def fix_tiling(vae: Autoencoder) -> None:
-    """Let `vae.enable_tiling()` decode right: diffusers takes it that an `AutoencoderTiny` halves the side thrice."""
+    """Make `vae.enable_tiling()` decode correctly: diffusers assumes that `AutoencoderTiny` downsamples by 8."""
     if isinstance(vae, AutoencoderTiny):
         vae.spatial_scale_factor = downsampling(vae)
         vae.tile_latent_min_size = vae.tile_sample_min_size // vae.spatial_scale_factor
@@ -154,9 +154,9 @@ def decode(vae: Autoencoder, latents: Tensor) -> Tensor:
 def recombine(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures with colours that a few examples lack, so that the autoencoder learns to keep any colour anywhere.
 
-    pictures (B, 3, S, S) in [-1, 1], masks (B, S, S) in {0, 1}. Of a share `RECOMBINED` of them half have their colour
-    channels exchanged and inverted at random; then half show another one through the mask of a defect, moved to a
-    random place.
+    pictures (B, 3, S, S) in [-1, 1], masks (B, S, S) in {0, 1}. A share `RECOMBINED` of the pictures is changed: half
+    of them have their colour channels permuted and inverted at random; then half show another picture inside the mask
+    of a defect, moved to a random place.
     """
     n, _, side, _ = pictures.shape
     uniform = torch.rand(n, 9, generator=generator, device=pictures.device)
@@ -173,10 +173,10 @@ def recombine(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> Te
 
 
 def reconstruction_loss(vae: PatchAutoencoder, pictures: Tensor, latent_noise: float, noise: Tensor) -> Tensor:
-    """Error of the picture and of its edges, plus the prior's pull on the latent.
+    """Error of the picture and of its edges, plus the prior's penalty on the latent.
 
-    pictures (B, 3, S, S) in [-1, 1]; noise (B, C, H, W) standard normal. The squared error holds small stains of a
-    strong colour, which the absolute error would give up; edges hold thin scratches and cracks and woven texture.
+    pictures (B, 3, S, S) in [-1, 1]; noise (B, C, H, W) standard normal. The squared error keeps small stains of a
+    strong colour, which the absolute error would lose; the edge error keeps thin scratches, cracks and woven texture.
     """
     latents = vae.encoder(pictures)
     decoded = vae.decoder(latents + latent_noise * noise)
@@ -192,9 +192,8 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fidelity(vae: Autoencoder, pictures: Tensor, masks: Tensor) -> dict[str, float]:
-    """What the autoencoder loses: PSNR in dB of pictures (B, 3, S, S) in [-1, 1], IoU of masks (B, S, S) in {0, 1}.
-
-    Nothing that is generated through it can be better than this.
+    """How well the autoencoder reconstructs: PSNR in dB of pictures (B, 3, S, S) in [-1, 1], IoU of masks (B, S, S) in
+    {0, 1}. This bounds the quality of everything generated through it.
     """
     error = F.mse_loss(decode(vae, encode(vae, pictures)), pictures) / 4  # full scale is 2
     returned = decode(vae, encode(vae, to_picture(masks))).mean(dim=1) > 0

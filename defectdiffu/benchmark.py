@@ -1,6 +1,6 @@
-"""How fast this machine trains and samples, and beside it what the paper's released code would do: `benchmark`.
+"""How fast this machine trains and samples, compared with the procedure of the paper's released code: `benchmark`.
 
-Random weights of a preset's sizes and random pictures, nothing downloaded: only speed and memory are measured.
+Uses random weights of a preset's sizes and random pictures and downloads nothing: only speed and memory are measured.
 """
 
 import time
@@ -31,22 +31,22 @@ from defectdiffu.training.loop import build_accelerator, take_step
 from defectdiffu.training.planning import matrix_rate
 
 PARTS = ("train", "sample")
-TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # names enough to make prompts
+TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # enough names to make prompts
 PRODUCT, DEFECT = "hazelnut", "crack"
 IMAGES = 4  # sampled together
 STEPS, BASELINE_STEPS = 20, 50  # of denoising
 CLIP_LAYERS, CLIP_HEADS = 12, 12  # of ViT-L/14's text model
 
-Work = tuple[Callable[[], None], int, float]  # what to time, how many samples it makes, FLOP of the transformer in it
+Work = tuple[Callable[[], None], int, float]  # function to time, samples it makes, FLOP of the transformer in it
 
 
 def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, baseline: bool = False) -> dict:
     """Samples per second, achieved FLOP/s, its share of the device's measured matrix-product rate, and peak memory.
 
     parts: "train" (a step of the training loop on cached latents), "sample" (image-mask pairs, 20 steps, double-free).
-    baseline: also do what the released code does: full precision with TF32 on, autoencoder and text encoder run in
+    baseline: also time what the released code does: full precision with TF32 on, autoencoder and text encoder run in
     every step, no cache; 50 steps of sampling, the branches in separate passes. Medians over `repeats` after one
-    warm-up. FLOP are those of the transformer alone: whatever else is done counts as time.
+    warm-up. Only the transformer's FLOP are counted; all other work counts only as time.
     """
     for part in parts:
         check_choice("part of the benchmark", part, PARTS)
@@ -81,7 +81,7 @@ def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, ba
 
 
 def train_ours(preset: Preset) -> Work:
-    """A step of `loop.fit`: latents and text embeddings are there, autocast, moving average."""
+    """A step of `loop.fit`: cached latents and text embeddings, autocast, moving average."""
     accelerator = build_accelerator(precision())
     pipe, denoiser = build(preset, accelerator.device)
     settings = preset.training
@@ -102,7 +102,7 @@ def train_ours(preset: Preset) -> Work:
 
 
 def train_baseline(preset: Preset) -> Work:
-    """A step as the released code takes it: pictures in, everything computed again, no average of the weights."""
+    """A step of the released code: pictures and prompts are encoded in every step, no average of the weights."""
     device = torch.device(default_device())
     pipe, denoiser = build(preset, device)
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], preset.training.learning_rate)
@@ -177,7 +177,7 @@ def sample_baseline(preset: Preset) -> Work:
 
 
 def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, Denoiser]:
-    """Random weights of the preset's sizes; what it takes from elsewhere has the sizes of Stable Diffusion's parts."""
+    """Random weights of the preset's sizes; its pretrained parts have the sizes of Stable Diffusion's."""
     torch.manual_seed(0)
     sizes = preset.replace(start_from=None, model={"pretrained": None})
     vae: autoencoder.Autoencoder = autoencoder.build_autoencoder(preset.autoencoder)
@@ -190,7 +190,7 @@ def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, De
 
 
 def random_batch(preset: Preset, device: torch.device) -> dict:
-    """As `denoiser.draw_batch` makes them."""
+    """A random batch in the format of `denoiser.draw_batch`."""
     n, side = preset.training.batch_size, preset.latent_size
     latents = torch.randn(n, preset.autoencoder.latent_channels, side, side, device=device)
     return {
@@ -211,7 +211,7 @@ def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[Tensor, Tensor]:
 
 
 def training_flop(pipe: DefectDiffuPipeline, batch: dict) -> float:
-    """Forward and backward, the backward being twice the forward; what checkpointing computes again is not counted."""
+    """FLOP of forward and backward, the backward counted as twice the forward; recomputation is not counted."""
     with torch.no_grad():
         prompts = pipe.encoder.conditions(batch["products"][:1], batch["defects"][:1])
         return 3 * len(batch["x"]) * count(lambda: pipe.transformer(batch["x"][:1], batch["t"][:1], **vars(prompts)))
@@ -226,7 +226,7 @@ def count(work: Callable[[], object]) -> float:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Full precision as most code runs it on GPUs since Ampere."""
+    """Full precision with TF32 on, as most code runs on GPUs since Ampere."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -236,8 +236,8 @@ def tf32() -> Iterator[None]:
 
 
 def measure(work: Callable[[], None], repeats: int) -> tuple[float, float | None]:
-    """Median seconds of `work`, after one warm-up, and the most memory in use meanwhile: GB of the GPU's, or of this
-    process; None where that is not known."""
+    """Median seconds of `work`, after one warm-up, and its peak memory in GB: of the GPU, or of this process without
+    one; None if unknown."""
     on_gpu, status = torch.cuda.is_available(), Path("/proc/self/status")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

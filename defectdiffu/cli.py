@@ -1,20 +1,27 @@
-"""The command line: `defectdiffu data|train|generate|evaluate|benchmark`. Results go to stdout, bad input to stderr."""
+"""The command line: `defectdiffu data|train|generate|evaluate|benchmark`. Results go to stdout, messages to stderr."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from defectdiffu import __version__
 from defectdiffu.config import load_preset
 from defectdiffu.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# Imports that load torch stand inside the commands, so that help and errors of use come at once.
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+# Imports that load torch are inside the commands, so that help and usage errors appear at once.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learn from few pictures what a product and a defect look like; generate defect images with their masks.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Make and check data folders.")
 app.add_typer(data_app, name="data")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure what was generated; every measure writes one JSON.")
@@ -22,16 +29,38 @@ app.add_typer(evaluate_app, name="evaluate")
 
 Generated = Annotated[Path, typer.Option(help="Generated pairs, as `generate` writes them.")]
 Real = Annotated[Path, typer.Option(help="Real or rendered pairs of the same products and defects.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file, too.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+
+
+class Stopped(BaseException):
+    """Ctrl-C; typer itself would turn a KeyboardInterrupt into "Aborted"."""
 
 
 def main() -> None:
-    """Entry point: what a user can put right is one line on stderr and exit code 2."""
+    """Entry point: an error that a user can fix is one line on stderr and exit code 2."""
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGINT, stop)
     try:
         app()
     except InputError as error:
-        print(f"defectdiffu: {error}", file=sys.stderr)
+        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"defectdiffu: {message}", file=sys.stderr)
         sys.exit(2)
+    except Stopped:
+        print("\ndefectdiffu: stopped; what is finished stays, and the same command resumes", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"defectdiffu {__version__}")
+        raise typer.Exit
 
 
 def _finish(result: dict, file: Path | None) -> None:
@@ -45,13 +74,15 @@ def _finish(result: dict, file: Path | None) -> None:
 @data_app.command("render")
 def data_render(
     out: Path,
-    products: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
-    defects: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
+    products: Annotated[str | None, typer.Option(help="Comma-separated; default: all.")] = None,
+    defects: Annotated[str | None, typer.Option(help="Comma-separated; default: all.")] = None,
     per_pair: Annotated[int, typer.Option(min=1, help="Defect images per pair.")] = 10,
-    good: Annotated[int | None, typer.Option(min=1, help="Good images per product; ten times --per-pair.")] = None,
+    good: Annotated[
+        int | None, typer.Option(min=1, help="Good images per product; default: ten times --per-pair.")
+    ] = None,
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs that training never sees.")] = False,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs held out of training.")] = False,
 ) -> None:
     """Render the procedural set into OUT, in MVTec AD's layout."""
     from defectdiffu.drawn.procedural import write_dataset
@@ -90,7 +121,7 @@ def data_split(
 
 @data_app.command("download")
 def data_download(name: str, out: Path) -> None:
-    """Fetch the archive of a public data set into OUT, its licence said first: mvtec, visa or ksdd2."""
+    """Print the licence of a public data set and fetch its archive into OUT: mvtec, visa or ksdd2."""
     from defectdiffu.data.datasets import download
 
     print(download(name, out))
@@ -107,21 +138,27 @@ def data_convert(name: str, source: Path, out: Path) -> None:
 @app.command()
 def train(
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")],
-    data: Annotated[list[Path], typer.Option(help="A folder in MVTec AD's layout; may be given again.")],
+    data: Annotated[list[Path], typer.Option(help="A folder in MVTec AD's layout; repeatable.")],
     out: Annotated[Path, typer.Option(help="The run's folder; the same command again resumes.")],
-    val: Annotated[Path | None, typer.Option(help="A folder to watch the losses on, never trained on.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="The autoencoder gets at most twice as many.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.1, help="Instead: as many steps as end in this time.")] = None,
+    val: Annotated[Path | None, typer.Option(help="A folder for validation losses, never trained on.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; the autoencoder gets at most twice as many.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Instead of --steps: as many steps as fit in this time.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
     without: Annotated[str | None, typer.Option(help="Pairs to hold out: magnetic_tile/crack,pill/scratch.")] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Do not begin from the preset's shipped weights.")
+        bool, typer.Option("--from-scratch", help="Do not start from the preset's shipped weights.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be trained, with memory and time.")
+    ] = False,
 ) -> None:
     """Train on folders of images; OUT is then a model to generate with.
 
-    `tiny` adapts the weights that come with the package, autoencoder and all, unless told otherwise.
+    `tiny` adapts the weights that come with the package, including the autoencoder, unless --from-scratch is given.
     """
     settings = load_preset(preset)
     if from_scratch:
@@ -152,28 +189,51 @@ def generate(
     out: Annotated[Path, typer.Option(help="Images and masks go here, in MVTec AD's layout.")],
     defect: Annotated[str, typer.Option()] = "good",
     weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
-    num: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 4,
+    num: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 4,
     w_d: Annotated[float | None, typer.Option(help="Strength of the defect.")] = None,
     w_p: Annotated[float | None, typer.Option(help="Strength of the product.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next has the next.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next images count up.")] = 0,
+    check: Annotated[
+        float, typer.Option(min=0, help="Keep pairs that changed so many times more inside the mask than outside.")
+    ] = 0.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Seeds that are tried per pair, at most.")] = 8,
+    append: Annotated[bool, typer.Option("--append", help="Add to the pictures of this pair that are there.")] = False,
     guidance: Annotated[str | None, typer.Option(help="double_free, defect_only or product_aware.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs sampled together; fewer take less memory.")] = 8,
     half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
-    offload: Annotated[bool, typer.Option("--offload", help="Only the part that computes is on the GPU.")] = False,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep only the part that computes on the GPU.")] = False,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
-    from defectdiffu.generation import generate_folder, load_pipeline
+    from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
     pipe = load_pipeline(weights, half, offload, tiling)
+    main = _process().is_main_process
+    if main and (warning := weakness(pipe, product, defect)):
+        print(f"defectdiffu: {warning}", file=sys.stderr)
     record = generate_folder(
-        pipe, out, product, defect, num, seed, w_d=w_d, w_p=w_p, steps=steps, guidance=guidance, batch_size=batch_size
+        pipe,
+        out,
+        product,
+        defect,
+        num,
+        seed,
+        w_d=w_d,
+        w_p=w_p,
+        steps=steps,
+        guidance=guidance,
+        batch_size=batch_size,
+        check=check,
+        attempts=attempts,
+        append=append,
     )
-    skipped = len(record["seeds_without_mask"])
+    done, skipped = len(record["seeds"]), len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
-    if _process().is_main_process:
-        print(f"{len(record['seeds'])} of {num} pairs in {out}{note}")
+    if check:
+        note = f", of {len(record['ratios'])} that were checked"
+    if main:
+        print(f"{done} of {num} pairs in {out}{note}")
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -184,7 +244,7 @@ def _numbers(what: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise InputError(f"{what} are whole numbers with commas between, not '{text}'") from None
+        raise InputError(f"{what} must be comma-separated whole numbers, not '{text}'") from None
 
 
 def _evaluate(measure: str, file: Path | None, **arguments: Any) -> None:
@@ -199,13 +259,13 @@ def oracle(
     num: Annotated[int, typer.Option(min=1, help="Images per product and defect.")] = 8,
     file: Json = None,
 ) -> None:
-    """Rendered products only: is it the product, the defect, and the defect's mask; does w_d mean strength?"""
+    """Rendered products only: are product, defect and mask right; is w_d the defect's strength?"""
     _evaluate("oracle", file, weights=weights, num=num)
 
 
 @evaluate_app.command()
 def fidelity(generated: Generated, real: Real, file: Json = None) -> None:
-    """FID, KID and Inception Score, or the judge's Frechet distance where Inception cannot be fetched."""
+    """FID, KID and Inception Score, or the judge's Frechet distance if Inception cannot be fetched."""
     _evaluate("fidelity", file, generated=generated, real=real)
 
 
@@ -217,7 +277,7 @@ def diversity(generated: Generated, real: Real, file: Json = None) -> None:
 
 @evaluate_app.command()
 def memorisation(generated: Generated, real: Real, file: Json = None) -> None:
-    """How near each generated image is to the training images, against how near those are to each other."""
+    """How near each generated image is to the training images, relative to how near those are to each other."""
     _evaluate("memorisation", file, generated=generated, real=real)
 
 
@@ -227,14 +287,14 @@ def downstream(
     real: Real,
     test: Annotated[Path, typer.Option(help="Pairs to test on; the same folder as --real is split in halves.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated, at least 2.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(min=1, help="Of every training, 16 pictures each.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every training, 16 pictures each.")] = 400,
     detectors: Annotated[str, typer.Option(help="Comma-separated.")] = "unet,resnet50",
-    record: Annotated[Path | None, typer.Option(help="Write the record that the book reads, too.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Also write the record that the book reads.")] = None,
     file: Json = None,
 ) -> None:
-    """Do the pairs help a detector? Against real pairs alone, copy-paste and Perlin noise.
+    """Do the pairs help a detector? Compared with real pairs alone, copy-paste and Perlin noise.
 
-    With --json, FILE.progress keeps every finished training, and the same command goes on.
+    With --json, FILE.progress keeps every finished training, and the same command resumes.
     """
     from defectdiffu.evaluation.downstream import record as write_record
     from defectdiffu.evaluation.report import evaluate
@@ -258,15 +318,15 @@ def downstream(
 
 @evaluate_app.command()
 def transfer(
-    weights: Annotated[list[str], typer.Option(help="Trained with or --without the pairs; may be given again.")],
-    real: Annotated[list[Path], typer.Option(help="Real pictures, of the pairs as well; may be given again.")],
+    weights: Annotated[list[str], typer.Option(help="Trained with or --without the pairs; repeatable.")],
+    real: Annotated[list[Path], typer.Option(help="Real pictures, including those of the pairs; repeatable.")],
     pairs: Annotated[str, typer.Option(help="magnetic_tile/crack,pill/scratch")],
     num: Annotated[int, typer.Option(min=1, help="Pictures per pair.")] = 50,
-    sheet: Annotated[Path | None, typer.Option(help="Some of the pictures with their masks, WebP.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the record that the book reads, too.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write some of the pictures with their masks, WebP.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Also write the record that the book reads.")] = None,
     file: Json = None,
 ) -> None:
-    """Pairs that training never saw, on photographs: are the masks where a U-Net that knows the real ones puts them?"""
+    """Held-out pairs on photographs: do the masks agree with those of a U-Net trained on the real defects?"""
     from defectdiffu.data.splitting import parse_pairs
     from defectdiffu.evaluation.report import measured, run_of
 
@@ -283,11 +343,11 @@ def transfer(
 def evaluate_everything(
     generated: Generated,
     real: Real,
-    file: Annotated[Path, typer.Option("--json", help="The results; the same command again goes on.")],
-    weights: Annotated[str, typer.Option(help="What the oracle draws from: shipped name, folder or hub id.")] = "tiny",
+    file: Annotated[Path, typer.Option("--json", help="The results; the same command again resumes.")],
+    weights: Annotated[str, typer.Option(help="The oracle's weights: shipped name, folder or hub id.")] = "tiny",
     num: Annotated[int, typer.Option(min=1, help="The oracle's pictures per product and defect.")] = 2,
 ) -> None:
-    """Fidelity, diversity, memorisation and the oracle in one JSON. `downstream` trains detectors and stands apart."""
+    """Fidelity, diversity, memorisation and the oracle in one JSON. `downstream` trains detectors and is separate."""
     from defectdiffu.evaluation.report import evaluate_all, table
 
     result = evaluate_all(file, generated, real, weights, num)
@@ -306,7 +366,7 @@ def choices(
     weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
     num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 2,
 ) -> None:
-    """Rendered products only: guidance, scales, steps and schedulers, each changed alone, on seeds of their own."""
+    """Rendered products only: change guidance, scales, steps and scheduler one at a time, on separate seeds."""
     from defectdiffu.experiments.choices import run
 
     run(weights, file, num)
@@ -316,12 +376,12 @@ def choices(
 @evaluate_app.command()
 def autoencoders(
     names: Annotated[list[str], typer.Argument(help="Shipped names, folders or hub ids.")],
-    data: Annotated[list[Path], typer.Option(help="Pictures that none was trained on; may be given again.")],
+    data: Annotated[list[Path], typer.Option(help="Pictures that none was trained on; repeatable.")],
     file: Annotated[Path, typer.Option("--json", help="The record.")],
-    size: Annotated[int, typer.Option(min=8, help="Of the pictures, in pixels.")] = 64,
-    sheet: Annotated[Path | None, typer.Option(help="Some of the pictures through each of them, WebP.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels.")] = 64,
+    sheet: Annotated[Path | None, typer.Option(help="Write some reconstructions by each of them, WebP.")] = None,
 ) -> None:
-    """What autoencoders leave of pictures and masks, by PSNR, by IoU and by the judge."""
+    """How well autoencoders reconstruct pictures and masks, by PSNR, by IoU and by the judge."""
     from defectdiffu.experiments.autoencoders import run
 
     run(names, data, size, file, sheet)
@@ -330,14 +390,14 @@ def autoencoders(
 
 @evaluate_app.command()
 def ablations(
-    data: Annotated[list[Path], typer.Option(help="A folder to train on; may be given again.")],
+    data: Annotated[list[Path], typer.Option(help="A folder to train on; repeatable.")],
     val: Annotated[Path, typer.Option(help="A folder of the same pairs, never trained on: held-out losses.")],
-    out: Annotated[Path, typer.Option(help="Runs and latents go here; the same command again goes on.")],
+    out: Annotated[Path, typer.Option(help="Runs and latents go here; the same command again resumes.")],
     file: Annotated[Path, typer.Option("--json", help="The record, written again after every variant.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of training, for every variant.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of every variant.")] = 1000,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
-    variants: Annotated[str | None, typer.Option(help="Comma-separated; all unless given.")] = None,
-    num: Annotated[int, typer.Option(min=1, help="Pictures per pair that the judge is shown.")] = 2,
+    variants: Annotated[str | None, typer.Option(help="Comma-separated; default: all.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per pair for the judge.")] = 2,
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
 ) -> None:
     """Train the model with one thing changed at a time, from scratch, and compare each with the full model."""
@@ -349,7 +409,7 @@ def ablations(
 
 @app.command()
 def benchmark(
-    part: Annotated[str | None, typer.Argument(help="train or sample; both unless given.")] = None,
+    part: Annotated[str | None, typer.Argument(help="train or sample; default: both.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also time what the released code does.")] = False,

@@ -1,162 +1,189 @@
-"""Every setting of a run, frozen, with the three presets. Unknown keys are errors, never ignored."""
+"""Every setting of a run, frozen and checked, with the three presets. Unknown keys are errors, never ignored."""
 
-import dataclasses
 import json
-import types
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from defectdiffu.errors import InputError, check_choice
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from defectdiffu.errors import InputError, check_choice, hint
 
 GOOD = "good"  # the defect's name for "no defect", c_g in the paper
+LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
+LARGEST_SEED = 2**63 - 1
+MOST_STEPS = 1000  # of sampling: the noise levels of training
+
+# The bounds refuse what cannot be meant (nothing, negative numbers, more than any machine holds), not what is unusual.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=16_384)]
+Layers = Annotated[int, Field(ge=0, le=256)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(ge=0, le=10**6)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
-@dataclass(frozen=True)
-class AutoencoderConfig:
+class Settings(BaseModel):
+    """Named settings: frozen, of the given types and ranges, and none beside those that are listed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class AttentionSettings(Settings):
+    width: Size
+    heads: Size
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class AutoencoderConfig(Settings):
     """The image autoencoder. One of ours (`PatchAutoencoder`, trained first) or a pretrained one."""
 
     pretrained: str | None = None  # folder, shipped name or hub id; None: train our own
-    downsample: int = 4  # side of the picture over side of the latent, a power of 2
-    channels: int = 96
-    latent_channels: int = 4
-    latent_noise: float = 0.05  # fixed posterior deviation of our VAE, in units of its prior's
-    steps: int = 3000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    downsample: Literal[1, 2, 4, 8, 16, 32] = 4  # side of the picture over side of the latent
+    channels: Size = 96
+    latent_channels: Size = 4
+    latent_noise: Weight = 0.05  # fixed posterior deviation of our VAE, in units of its prior's
+    steps: Count = 3000
+    batch_size: Count = 16
+    learning_rate: Rate = 1e-3
 
 
-@dataclass(frozen=True)
-class TextConfig:
+class TextConfig(AttentionSettings):
     """The text encoder: pretrained and frozen, or a small CLIP text model trained along with the transformer."""
 
     pretrained: str | None = None
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
+    width: Size = 64
+    layers: Annotated[Layers, Field(ge=1)] = 2
+    heads: Size = 4
 
 
-@dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(AttentionSettings):
     """The transformer (Fig. 2). N, M, K of the paper: `background_blocks`, `defect_blocks`, `fusion_blocks`."""
 
     pretrained: str | None = None  # a DiT to start from; None: random
-    patch_size: int = 2
-    width: int = 128
-    heads: int = 4
-    background_blocks: int = 3
-    defect_blocks: int = 3
-    fusion_blocks: int = 2
-    attention_over: str = "tokens"  # Eq. 5; with "positions", as released, masks are worse (records/ablations.json)
+    patch_size: Annotated[Size, Field(le=64)] = 2
+    width: Size = 128
+    heads: Size = 4
+    background_blocks: Layers = 3
+    defect_blocks: Layers = 3
+    fusion_blocks: Layers = 2
+    attention_over: Literal["tokens", "positions"] = "tokens"  # Eq. 5; "positions", as released, gives worse masks
     learn_sigma: bool = False
-    prediction: str = "noise"  # Eq. 2; "velocity" for what starts from nothing: the noise leaves early steps untrained
-    convolution: bool = False  # a depthwise one in every MLP, for what starts from nothing: softens patches' borders
-    null_product: str = "industry"
+    prediction: Literal["noise", "velocity"] = "noise"  # Eq. 2; from scratch, noise leaves early steps untrained
+    convolution: bool = False  # depthwise, in every MLP: from scratch it softens the borders of patches
+    null_product: Annotated[str, Field(min_length=1)] = "industry"
     one_prompt: bool = False  # c_f to all three parts: the paper's ablation "OTP"
 
 
-@dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings):
     """Weights of Eqs. 8 to 11."""
 
-    mask_weight: float = 1.0  # lambda, Eq. 11; the paper has 0.2
-    mask_by_signal: bool = False  # weigh loss_m by alpha-bar: masks are read at the last steps, unknowable at the first
-    alpha: float = 0.001  # Eq. 8
+    mask_weight: Weight = 1.0  # lambda, Eq. 11; the paper has 0.2
+    mask_by_signal: bool = False  # weight loss_m by alpha-bar: where noise hides the defect, no mask can be known
+    alpha: Weight = 0.001  # Eq. 8
     ratio_gradient: bool = False  # let loss_d's gradient flow through R
-    fixed_ratio: float | None = None  # a constant instead of Eq. 9: the paper's ablation "w/o AAL" is 3
+    fixed_ratio: Weight | None = None  # a constant instead of Eq. 9: the paper's ablation "w/o AAL" is 3
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    steps: int = 7000
-    minutes: float | None = None  # plan the steps by the rate measured at the start, so that the run ends in this time
-    batch_size: int = 64  # over all processes together
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 500
-    ema_decay: float = 0.999
-    max_grad_norm: float = 1.0
-    p1: float = 0.2  # Algorithm 1: probability of the null product
-    p2: float = 0.2  # Algorithm 1: probability that a defect is called good
-    variants: int = 8  # augmented versions of each picture in the latent cache
+class TrainingConfig(Settings):
+    steps: Count = 7000
+    minutes: Annotated[float, Field(gt=0, le=10**6)] | None = None  # plan the steps by the measured rate to end in time
+    batch_size: Count = 64  # over all processes together
+    learning_rate: Rate = 1e-3
+    weight_decay: Annotated[Weight, Field(le=10)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 500
+    ema_decay: Annotated[Probability, Field(lt=1)] = 0.999
+    max_grad_norm: Annotated[Weight, Field(gt=0)] = 1.0
+    p1: Probability = 0.2  # Algorithm 1: probability of the null product
+    p2: Probability = 0.2  # Algorithm 1: probability that a defect is called good
+    variants: Annotated[Count, Field(le=10_000)] = 8  # augmented versions of each picture in the latent cache
     hold_out: str | None = None  # pairs never trained on, such as "magnetic_tile/crack,pill/scratch"
     half_split: bool = False  # train on half of each defect type, the paper's protocol on MVTec AD
-    seed: int = 0
-    checkpoint_every: int = 1000
-    sample_every: int = 2000
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+    checkpoint_every: Count = 1000
+    sample_every: Annotated[int, Field(ge=0, le=10**9)] = 2000  # 0: never
     compile: bool = False
-    accumulate: int = 1  # parts in which a batch is computed, one after another
+    accumulate: Count = 1  # parts in which a batch is computed, one after another
     gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping them
     average_on_cpu: bool = False  # keep the moving average in the CPU's memory
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """Defaults of the pipeline."""
 
-    guidance: str = "double_free"
-    w_p: float = 1.0
-    w_d: float = 1.0
-    num_inference_steps: int = 20
+    guidance: Literal["double_free", "defect_only", "product_aware"] = "double_free"
+    w_p: Scale = 1.0
+    w_d: Scale = 1.0
+    num_inference_steps: Annotated[Count, Field(le=MOST_STEPS)] = 20
 
 
-@dataclass(frozen=True)
-class Preset:
-    name: str
-    image_size: int
+class Preset(Settings):
+    name: Annotated[str, Field(min_length=1)]
+    image_size: Size
     start_from: str | None = None  # weights to adapt, autoencoder and all (shipped name or folder); None: from scratch
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def patches_fill_the_picture(self) -> Self:
+        patch = self.autoencoder.downsample * self.model.patch_size
+        if self.image_size % patch:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {patch} (autoencoder.downsample x model.patch_size)"
+            )
+        return self
 
     @property
     def latent_size(self) -> int:
         return self.image_size // self.autoencoder.downsample
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        return self.model_dump()
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preset":
-        """The inverse of `to_dict`; missing keys take their defaults, unknown keys raise `InputError`."""
-        return _build(cls, values, "preset")
+        """The inverse of `to_dict`; missing keys take their defaults.
+
+        Raises `InputError`, naming the key and what it may be, for unknown keys and values out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(map(_said, error.errors()))) from error
 
     def replace(self, **changes: Any) -> "Preset":
         """A copy with some settings changed: `preset.replace(training={"steps": 100}, image_size=64)`."""
         values = self.to_dict()
         for key, change in changes.items():
-            check_choice("preset key", key, values)
-            values[key] = values[key] | change if isinstance(change, dict) else change
+            both = isinstance(change, dict) and isinstance(values.get(key), dict)
+            values[key] = values[key] | change if both else change
         return Preset.from_dict(values)
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"'{where}' must hold named settings, not {values!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls)
-    arguments = {}
-    for key, value in values.items():
-        check_choice(f"{where} key", key, fields)
-        kind = kinds[key]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            value = _build(kind, value, key)
-        else:
-            allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            if float in allowed and type(value) is int:
-                value = float(value)
-            if type(value) not in allowed:
-                names = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-                raise InputError(f"{where} key '{key}' must be {names}, not {value!r}")
-        arguments[key] = value
-    missing = [n for n, f in fields.items() if f.default is f.default_factory and n not in arguments]
-    if missing:
-        raise InputError(f"{where} lacks {', '.join(missing)}")
-    return cls(**arguments)
+def _said(error: Mapping[str, Any]) -> str:
+    """What pydantic found, in one line: the key's path, its value, and what it may be."""
+    *parents, key = error["loc"] or ["preset"]
+    path, where = ".".join(map(str, error["loc"])), parents[0] if parents else "preset"
+    if error["type"] == "extra_forbidden":
+        settings: Any = Preset.model_fields[where].annotation if parents else Preset
+        return f"unknown {where} key '{key}': {hint(key, settings.model_fields)}"
+    if error["type"] == "missing":
+        return f"preset lacks {path}"
+    if error["type"] == "value_error":
+        return f"{path or 'preset'}: {error['ctx']['error']}"
+    found = repr(error["input"])
+    found = found if len(found) < 60 else f"{found[:56]} ..."
+    return f"{path or 'preset'} is {found}: {error['msg'].replace('Input should', 'it should')}"
 
 
 PRESETS = {

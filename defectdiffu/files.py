@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside and renamed. Tensors go into safetensors."""
+"""Atomic file writes: a temporary file is written, then renamed. Tensors are stored as safetensors."""
 
 import errno
 import json
@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from defectdiffu.errors import InputError
 
-if TYPE_CHECKING:  # what reads and writes pictures and JSON needs no torch
+if TYPE_CHECKING:  # reading and writing pictures and JSON needs no torch
     from torch import Tensor
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`; on failure nothing of it is left.
+    """Call `write(temporary path)` and rename the result to `path`; on failure the temporary file is removed.
 
-    Raises `InputError` when the disk is full or cannot be written; what was at `path` before is then still there.
+    Raises `InputError` when the disk is full or cannot be written; an old file at `path` is then kept.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,17 +40,37 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What cannot be written in this block, for a full disk say, becomes an `InputError` that names `path`."""
+    """Turn errors of writing in this block, such as a full disk, into an `InputError` that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = any(os.strerror(number) in str(error) for number in FULL)  # safetensors gives the system's words alone
-        cure = "free some space and run the same command again" if full else "put that right, or name another place"
+        full = any(os.strerror(number) in str(error) for number in FULL)  # safetensors gives only the system's message
+        cure = "free some space and run the same command again" if full else "fix that, or choose another path"
         raise InputError(f"could not write {path}: {error}; {cure}") from error
 
 
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """No other process works in `folder` during this block; the lock ends with the process, killed or not.
+
+    Raises `InputError` where another one does.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"another process {what} in {folder}: wait for it, or name another place") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: Path, value: object, indent: int | None = 2) -> None:
-    """Write `value` as JSON, atomically. Raises ValueError for numbers that are not finite, which JSON has not."""
+    """Write `value` as JSON, atomically. Raises ValueError for numbers that are not finite, which JSON cannot hold."""
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
@@ -63,7 +84,7 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict) -> No
 
 
 def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict]":
-    """The inverse of `save_tensors`. Raises `SafetensorError` for a file that is damaged."""
+    """The inverse of `save_tensors`. Raises `SafetensorError` for a damaged file."""
     with safe_open(path, "pt") as file:
         metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
         return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 (not a dict)

@@ -1,46 +1,54 @@
-"""Image-mask pairs as files: what a model generates, in the layout of MVTec AD.
+"""Writes generated image-mask pairs as files in the layout of MVTec AD.
 
-Images are kept one by one in a hidden folder until all are there. So a generation that was killed goes on where it
-stopped, and several processes share one: batch i is sampled by process i modulo their number.
+Images are kept one by one in a hidden folder until all are complete. So a generation that was killed resumes where it
+stopped, and several processes share one generation: process i mod n of n samples batch i.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import re
 import shutil
+from collections import ChainMap
+from contextlib import nullcontext
 from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
+from tqdm import tqdm
 
-from defectdiffu.config import GOOD
+from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED
 from defectdiffu.errors import InputError, check_folder_name, check_number
-from defectdiffu.files import write_atomically, write_json, writing
+from defectdiffu.files import locked, write_atomically, write_json, writing
 from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
-from defectdiffu.pipeline import LARGEST_SCALE, LARGEST_SEED, DefectDiffuPipeline
+from defectdiffu.pipeline import LARGEST_RATIO, SHIPPED, DefectDiffuPipeline
 
-ATTEMPTS = 8  # times as many seeds as pairs are tried, at most
-BATCH = 8  # images sampled together, the same ones however often it was killed, so that results are the same to the bit
+ATTEMPTS = 8  # at most this many times as many seeds as pairs are tried
+MOST_PAIRS = 10**6
+GOOD_TESTED = 5  # one defect-free picture in so many is for testing
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} pictures [{elapsed}<{remaining}]"
+BATCH = 8  # images sampled together; a resumed run has the same batches, so that results are the same to the bit
 
 
 def load_pipeline(weights: str, half: bool = False, offload: bool = False, tiling: bool = False) -> DefectDiffuPipeline:
-    """The pipeline of a shipped name, a folder or a hub id, on this process's device, in less memory where asked.
+    """The pipeline of a shipped name, a folder or a hub id, on this process's device, with options to save memory.
 
     half: in half precision; offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are
-    decoded tile by tile. Raises `InputError` where there is no GPU to offload from, and where the weights alone are too
-    large for it, saying what saves how much.
+    decoded tile by tile. Raises `InputError` for `offload` without a GPU, and if the weights alone do not fit into the
+    GPU's memory; the message says how much each option saves.
     """
     on_gpu, dtype = torch.cuda.is_available(), torch.float32
     if offload and not on_gpu:
-        raise InputError("--offload keeps memory free on a GPU, and there is no GPU: leave it out")
+        raise InputError("--offload saves memory on a GPU, and there is no GPU: leave it out")
     if half:
         dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
     device = PartialState(cpu=not on_gpu).device
     pipe = DefectDiffuPipeline.from_pretrained(weights, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)  # a folder's progress is over all its pictures
     if tiling:
         pipe.vae.enable_tiling()
     if offload:
@@ -64,103 +72,141 @@ def generate_folder(
     steps: int | None = None,
     guidance: str | None = None,
     batch_size: int = BATCH,
+    check: float = 0.0,
+    attempts: int = ATTEMPTS,
+    append: bool = False,
 ) -> dict:
     """Write `num` pairs as out/<product>/test/<defect>/NNN.png and .../ground_truth/<defect>/NNN_mask.png.
 
-    Seeds seed, seed + 1, ... are used in turn. A defect image whose mask is empty is no pair: its seed is skipped and
-    written down, so that nothing in `out` teaches a detector that a defect is no defect. What was done is appended to
-    out/generation.json and returned. A call that was killed goes on when it is made again, and ends in the same files.
-    batch_size: pairs sampled together, which may be another one then: it changes no more than a sum's last bit.
-    Raises `InputError`, with nothing written, if no seed gives a pair or the folder of this product and defect is there
-    already.
+    Of defect-free pictures, one in `GOOD_TESTED` goes into test/good, the others go into train/good.
+    Seeds seed, seed + 1, ... are used in turn, at most `attempts` times as many as pairs. A defect image with an empty
+    mask is not a pair: its seed is skipped and recorded, so that `out` has no defect labelled as normal.
+    check: also skip every pair with a smaller `selfcheck.change_ratio`; 0: check nothing. append: add to the pictures
+    of this product and defect, with seeds that they do not have. A record is appended to out/generation.json and
+    returned. A call that was killed resumes when repeated, and gives the same files.
+    batch_size: pairs sampled together. A repeated call may change it: this changes results only by rounding.
+    Raises `InputError`, with nothing written, if no seed gives a pair, if another process generates the same pairs, and
+    unless `append` is set, if the folder of this product and defect exists.
     """
-    if num < 1:
-        raise InputError(f"num is {num}: it must be at least 1")
-    # Before any of them reaches a path: the names that weights bring along may be anybody's.
+    # Checked before they are used in a path: names in downloaded weights cannot be trusted.
     pipe.check_names(product, defect)
     check_folder_name("product", product)
     check_folder_name("defect", defect)
-    check_number("the last seed that may be tried", seed + ATTEMPTS * num - 1, 0, LARGEST_SEED)
-    home, processes, is_new = out / product, PartialState(not torch.cuda.is_available()), not out.exists()
-    target, truth = home / "test" / defect, home / "ground_truth" / defect
+    check_number("num", num, 1, MOST_PAIRS)
+    check_number("attempts", attempts, 1, MOST_PAIRS)
+    check_number("the last seed that may be tried", seed + attempts * num - 1, 0, LARGEST_SEED)
+    if check and defect == GOOD:
+        raise InputError(f"check compares a defect with its absence: '{GOOD}' cannot be checked")
     defaults = pipe.config
     settings: dict[str, Any] = {
         "w_d": defaults.w_d if w_d is None else w_d,
         "w_p": defaults.w_p if w_p is None else w_p,
         "num_inference_steps": defaults.num_inference_steps if steps is None else steps,
         "guidance": guidance or defaults.guidance,
+        "check": check,
     }
     for name in ("w_d", "w_p"):
         check_number(name, settings[name], -LARGEST_SCALE, LARGEST_SCALE)
+    check_number("check", check, 0, LARGEST_RATIO)
     check_number("steps", settings["num_inference_steps"], 1, pipe.scheduler.config["num_train_timesteps"])
-    work = out / f".part-{product}-{defect}"
-    begin(work, {"num": num, "seed": seed, **settings, "weights": digest(pipe)}, (target, truth), processes)
+
+    processes, is_new = PartialState(not torch.cuda.is_available()), not out.exists()
+    main = processes.is_main_process
+    work, folders = out / f".part-{product}-{defect}", result_folders(out / product, defect)
 
     def discard() -> None:
-        if processes.is_main_process:
+        if main:
             shutil.rmtree(work)
             if is_new:
                 out.rmdir()
 
-    pairs: list[int] = []
-    skipped: list[int] = []
-    next_seed = seed
-    try:
-        while len(pairs) < num and next_seed < seed + ATTEMPTS * num:
-            seeds = list(range(next_seed, next_seed + num - len(pairs)))
-            sample(pipe, product, defect, seeds, settings, batch_size, work, processes)
-            for s in seeds:
-                with Image.open(work / f"{s}_mask.png") as mask:
-                    (skipped if defect != GOOD and mask.getbbox() is None else pairs).append(s)
-            next_seed = seeds[-1] + 1
-    except InputError:
-        if not any(work.glob("*.png")):  # a name that the weights do not know, say
+    with locked(work, "generates these pairs") if main else nullcontext():
+        try:
+            asked = {"num": num, "seed": seed, "attempts": attempts, **settings, "weights": digest(pipe)}
+            begun = begin(work, asked, folders, append, processes)
+            used = set(begun["used_seeds"])
+            seeds = islice((s for s in count(seed) if s not in used), attempts * num)
+            found: dict[int, dict] = {}  # seed: what `sample` wrote down about it
+            with tqdm(total=num, desc=f"{product} {defect}", disable=not main, bar_format=BAR) as bar:
+                while batch := list(islice(seeds, num - len(pairs_of(found)))):
+                    sample(pipe, product, defect, batch, settings, batch_size, work, processes, bar)
+                    found |= {s: json.loads((work / f"{s}.json").read_text()) for s in batch}
+                    bar.total = min(len(found) + num - len(pairs_of(found)), attempts * num)
+        except InputError:
+            if not any(work.glob("*.png")):  # nothing is lost, and the next call may have other settings
+                discard()
+            raise
+        processes.wait_for_everyone()
+        if not pairs_of(found):
             discard()
-        raise
-    processes.wait_for_everyone()
-    if not pairs:
-        discard()
-        raise InputError(
-            f"none of {len(skipped)} images of {product} with {defect} has a mask: train longer or raise w_d; "
-            "nothing was written"
-        )
-
-    record = {
-        "product": product,
-        "defect": defect,
-        "seeds": pairs,
-        "seeds_without_mask": skipped,
-        "trained_pair": defect in pipe.pairs.get(product, ()),
-        **settings,
-        "weights": str(pipe.config.get("_name_or_path", "")),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
-    }
-    if processes.is_main_process:
-        finish(work, {"_mask": truth, "": target} if defect != GOOD else {"": target}, pairs)
-        append(out / "generation.json", record)
-        shutil.rmtree(work)
+            raise InputError(
+                f"none of {len(found)} images of {product} with {defect} {'passes' if check else 'has a mask'}; "
+                "nothing was written"
+            )
+        record = {
+            "product": product,
+            "defect": defect,
+            "seeds": pairs_of(found),
+            "seeds_without_mask": [s for s, outcome in found.items() if not outcome["mask"]],
+            **({"ratios": {s: outcome["ratio"] for s, outcome in found.items()}} if check else {}),
+            "trained_pair": defect in pipe.pairs.get(product, ()),
+            **settings,
+            "weights": str(pipe.config.get("_name_or_path", "")),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+        }
+        processes.wait_for_everyone()
+        if main:
+            finish(work, folders, pairs_of(found), begun["first"], append)
+            add_record(out, record)
+            shutil.rmtree(work)
     processes.wait_for_everyone()
     return record
 
 
-def begin(work: Path, settings: dict, results: tuple[Path, ...], processes: PartialState) -> None:
-    """Claim `work` for these settings, or find it as they left it. Raises `InputError` where something else is."""
+def pairs_of(found: dict[int, dict]) -> list[int]:
+    """The seeds that gave a pair."""
+    return [s for s, outcome in found.items() if outcome["kept"]]
+
+
+def result_folders(home: Path, defect: str) -> dict[Path, str]:
+    """{folder: what its files' names have after their number}."""
+    if defect == GOOD:
+        return {home / "train" / GOOD: "", home / "test" / GOOD: ""}
+    return {home / "ground_truth" / defect: "_mask", home / "test" / defect: ""}
+
+
+def begin(work: Path, settings: dict, folders: dict[Path, str], append: bool, processes: PartialState) -> dict:
+    """Claim `work` for these settings, or find it as a killed call with the same ones left it.
+
+    Returns the settings with "first", the number of the first file in each of `folders`, and "used_seeds", those of the
+    pictures that are there. Raises `InputError` where results or a call with other settings are there.
+    """
     file = work / "settings.json"
-    if file.is_file():
-        there = json.loads(file.read_text())
-        if changes := [f"{k}: {there.get(k)!r} there, {v!r} asked" for k, v in settings.items() if there.get(k) != v]:
+    if file.is_file() and any(work.glob("*.png")):
+        begun = json.loads(file.read_text())
+        if changes := [f"{k}: {begun.get(k)!r} there, {v!r} asked" for k, v in settings.items() if begun.get(k) != v]:
             raise InputError(
                 f"{work} holds a generation that was stopped, with other settings ({'; '.join(changes[:3])}): "
-                "finish it with its own, remove it, or choose another --out"
+                "finish it with its own settings, remove it, or choose another --out"
             )
     else:
-        for result in results:
-            if result.exists():
-                raise InputError(f"{result} exists: choose another --out")
+        product, defect = next(iter(folders)).parts[-3::2]
+        records = [r for r in read_records(work.parent) if (r["product"], r["defect"]) == (product, defect)]
+        numbers = {str(f): [int(m[0]) for p in f.glob("*") if (m := re.match(r"\d+", p.name))] for f in folders}
+        if defect != GOOD:  # a picture and its mask have one number
+            both = [*chain(*numbers.values())]
+            numbers = dict.fromkeys(numbers, both)
+        begun = settings | {
+            "first": {folder: max(there, default=-1) + 1 for folder, there in numbers.items()},
+            "used_seeds": [s for r in records for s in r["seeds"] + r["seeds_without_mask"]],
+        }
+        if not append and (there := [folder for folder in folders if folder.exists()]):
+            raise InputError(f"{there[0]} exists: choose another --out, or add to it with --append")
     processes.wait_for_everyone()
     if processes.is_main_process:
-        write_json(file, settings)
+        write_json(file, begun)
     processes.wait_for_everyone()
+    return begun
 
 
 def sample(
@@ -172,43 +218,103 @@ def sample(
     batch_size: int,
     work: Path,
     processes: PartialState,
+    bar: tqdm,
 ) -> None:
-    """Sample this process's batches of `seeds` into `work`, but for those that are there; returns when all have."""
+    """Sample this process's batches of `seeds` into `work`, except those that are there; returns when all have.
+
+    Of every seed, <seed>.json says whether the pair is kept, whether it has a mask, and the ratio of its check.
+    """
     for number, start in enumerate(range(0, len(seeds), batch_size)):
         batch = seeds[start : start + batch_size]
-        mine = number % processes.num_processes == processes.process_index
-        if not mine or all((work / f"{s}.png").is_file() for s in batch):
+        if number % processes.num_processes != processes.process_index:
             continue
-        result = pipe(product, defect, num_images=len(batch), seeds=batch, batch_size=len(batch), **settings)
-        for s, image, mask in zip(batch, result.images, result.masks, strict=True):
+        if all((work / f"{s}.json").is_file() for s in batch):
+            bar.update(len(batch))
+            continue
+        share = len(batch) * processes.num_processes / settings["num_inference_steps"]  # that a step is of the bar
+        result = pipe(
+            product,
+            defect,
+            num_images=len(batch),
+            seeds=batch,
+            batch_size=len(batch),
+            callback=lambda *_, share=share: bar.update(share),
+            **settings,
+        )
+        for s, image, mask in zip(result.seeds, result.images, result.masks, strict=True):
             write_atomically(work / f"{s}_mask.png", partial(mask.save, format="png"))
-            write_atomically(work / f"{s}.png", partial(image.save, format="png"))  # last: it says that both are there
+            write_atomically(work / f"{s}.png", partial(image.save, format="png"))
+        marked = {s for s, mask in zip(result.seeds, result.masks, strict=True) if mask.getbbox() is not None}
+        for i, s in enumerate(batch):  # last: it says that the pictures are there
+            kept = s in result.seeds and (defect == GOOD or s in marked)
+            ratio = None if result.ratios is None else result.ratios[i]
+            write_json(work / f"{s}.json", {"kept": kept, "mask": kept or s in marked, "ratio": ratio})
     processes.wait_for_everyone()
 
 
-def finish(work: Path, results: dict[str, Path], pairs: list[int]) -> None:
-    """Put the pairs where they belong, each folder by one rename; those that are there were put there before a kill."""
+def finish(work: Path, folders: dict[Path, str], seeds: list[int], first: dict[str, int], append: bool) -> None:
+    """Put the pairs where they belong, each folder by one rename; what is there was put there before a kill.
+
+    With `append`, file by file into the folders that are there.
+    """
     with writing(work):
-        for suffix, result in results.items():
-            if result.exists():
+        for folder, suffix in folders.items():
+            chosen = seeds
+            if folder.name == GOOD:
+                chosen = [s for i, s in enumerate(seeds) if (i % GOOD_TESTED == 0) == (folder.parent.name == "test")]
+            if not chosen or (folder.exists() and not append):
                 continue
-            part = work / f"all{suffix}"
+            part = work / f"all-{folder.parent.name}"
             part.mkdir(exist_ok=True)
-            for i, s in enumerate(pairs):
-                shutil.copyfile(work / f"{s}{suffix}.png", part / f"{i:03d}{suffix}.png")
-            result.parent.mkdir(parents=True, exist_ok=True)
-            part.rename(result)
+            for number, s in enumerate(chosen, first[str(folder)]):
+                shutil.copyfile(work / f"{s}{suffix}.png", part / f"{number:03d}{suffix}.png")
+            if append:
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in part.iterdir():
+                    file.replace(folder / file.name)
+            else:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                part.rename(folder)
 
 
-def append(file: Path, record: dict) -> None:
-    """Add a record to a JSON list, unless it is there."""
-    records = json.loads(file.read_text()) if file.is_file() else []
-    if json.loads(json.dumps(record)) not in records:
-        write_json(file, [*records, record])
+def read_records(out: Path) -> list[dict]:
+    """What out/generation.json holds: a record of each call. Raises `InputError` where it is damaged."""
+    file = out / "generation.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}): repair it, move it away, or choose another --out") from error
+
+
+def add_record(out: Path, record: dict) -> None:
+    """Append a record to out/generation.json, unless it is there."""
+    records = read_records(out)
+    if (record := json.loads(json.dumps(record))) not in records:
+        write_json(out / "generation.json", [*records, record])
+
+
+def weakness(pipe: DefectDiffuPipeline, product: str, defect: str) -> str | None:
+    """A warning where the weights' own record (oracle.json beside them) says that they cannot do this pair, else None.
+
+    Pairs that were not measured, and weights without a record, give none.
+    """
+    name = str(pipe.config.get("_name_or_path", ""))
+    file = next((f / name / "oracle.json" for f in (SHIPPED, Path()) if (f / name / "oracle.json").is_file()), None)
+    if not name or file is None:
+        return None
+    record = json.loads(file.read_text())
+    pair = ChainMap(*(record["per_pair"][part] for part in ("trained", "held_out"))).get(f"{product} {defect}")
+    if pair is None or (min(pair["product_accuracy"], pair["defect_accuracy"]) >= 0.5 and pair["mask_iou"] >= 0.1):
+        return None
+    return (
+        f"{product} with {defect} is a weak pair of these weights: of {len(record['seeds'])} pictures at w_d = "
+        f"{record['settings']['w_d']:g} the judge named the product in {pair['product_accuracy']:.0%}, the defect in "
+        f"{pair['defect_accuracy']:.0%}, and the masks met it with an IoU of {pair['mask_iou']:.2f}"
+    )
 
 
 def digest(pipe: DefectDiffuPipeline) -> str:
-    """What tells these weights from others."""
+    """A hash that identifies the weights."""
     found = hashlib.sha256()
     for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
         for value in part.state_dict().values():

@@ -1,7 +1,7 @@
 """Double-free: Algorithm 1 for training, Eqs. 3, 4 and 12 for sampling, and the two forms of the released code.
 
-Branches are named by their two conditions: the defect d or good g, then the product p or none 0. So "d0" is
-epsilon(x_t, t, c_d, null), the defect on no product in particular.
+Branches are named by their two conditions: d for the defect or g for good, then p for the product or 0 for none. So
+"d0" is epsilon(x_t, t, c_d, null), the defect on no product in particular.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ def drop_conditions(
     """Algorithm 1: the conditions (product, defect) of one training image.
 
     With probability p1 the product becomes the null product. If the image has a defect, then with probability p2 the
-    defect is called good, and with probability p1 the product becomes null (again). Line 4 is read as printed, on
+    defect becomes good, and with probability p1 the product becomes null (again). Line 4 is read as printed, on
     the level of line 3, so a defect image loses its product with probability 1 - (1 - p1)^2, independently of p2.
-    Three numbers are drawn from `rng` whatever happens.
+    Always draws three numbers from `rng`.
     """
     first, second, third = rng.random(3)
     if first < p1:
@@ -49,12 +49,12 @@ def double_free(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor
 
 
 def defect_only(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:
-    """The released code's default: two branches, both conditioned on the product, so w_p has nothing to scale."""
+    """The released code's default: two branches, both conditioned on the product, so w_p has no effect."""
     return e["gp"] + w_d * (e["dp"] - e["gp"])
 
 
 def product_aware(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:
-    """The three-branch form left uncalled in the released code: the defect's direction on this very product.
+    """The three-branch form, never called in the released code: the defect's direction on this product.
 
     With w_p = 1 it is `defect_only`.
     """
@@ -63,7 +63,7 @@ def product_aware(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Guidance:
-    """A form of guidance: its branches, how it combines their noise, and which two differ in the defect alone."""
+    """A form of guidance: its branches, how it combines their predictions, and which two differ only in the defect."""
 
     branches: tuple[str, ...]
     combine: Callable[[dict[str, Tensor], float, Tensor], Tensor]
@@ -80,7 +80,7 @@ GUIDANCES = {
 
 @dataclass
 class Branches:
-    """What the transformer says in each branch: noise or velocity and mask, both (B, C, H, W), attention (B, h, w)."""
+    """The transformer's output per branch: noise or velocity and mask, both (B, C, H, W), attention (B, h, w)."""
 
     predicted: dict[str, Tensor]
     mask: dict[str, Tensor]
@@ -90,7 +90,7 @@ class Branches:
 def branch_conditions(
     encoder: PromptEncoder, guidance: str, products: Sequence[str], defects: Sequence[str], null_product: str
 ) -> dict[str, Conditions]:
-    """The prompts of every branch that `guidance` needs, for B images: their products and their defects."""
+    """The prompts of every branch that `guidance` needs, for B images with these products and defects."""
     check_choice("guidance", guidance, GUIDANCES)
     n = len(products)
     names = {"p": list(products), "0": [null_product] * n, "d": list(defects), "g": [GOOD] * n}
@@ -98,7 +98,7 @@ def branch_conditions(
 
 
 class Transformer(Protocol):
-    """What is asked of `DefectDiffuTransformer`, which this module need not know: its two halves, one after another."""
+    """What this module uses of `DefectDiffuTransformer`, without importing it: its two halves, run in turn."""
 
     config: Any
 
@@ -108,19 +108,19 @@ class Transformer(Protocol):
 
 
 def evaluate_branches(transformer: Transformer, x: Tensor, t: Tensor, conditions: dict[str, Conditions]) -> Branches:
-    """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,); conditions: of each image, or one for
+    """Run every branch on the same noisy latents x (B, C, H, W) at steps t (B,); conditions: one per image, or one for
     all.
 
-    The background blocks see the product alone, so (g, null) and (d, null) are in the same state after them: that
-    pass is made once for each distinct product. What remains runs as one batch over the branches.
+    The background blocks are conditioned only on the product, so (g, null) and (d, null) are equal after them: they run
+    once for each distinct product. The other blocks run as one batch over the branches.
     """
     batch, channels = x.shape[:2]
 
     def stack(prompts: list[PromptEmbedding]) -> PromptEmbedding:
-        # Prompts are embedded where the text encoder is, which may be offloaded to the CPU.
+        # Prompts are embedded on the text encoder's device, which may be the CPU when it is offloaded.
         return PromptEmbedding.cat([p.map(lambda v: v.to(x.device).expand(batch, *v.shape[1:])) for p in prompts])
 
-    # With one prompt for all parts the background blocks are conditioned on the defect as well: nothing is shared.
+    # With one prompt for all parts the background blocks are also conditioned on the defect: no pass is shared.
     product = {branch: branch if transformer.config.one_prompt else branch[1] for branch in conditions}
     products = {product[branch]: c.product for branch, c in conditions.items()}
     n = len(products)
@@ -134,19 +134,19 @@ def evaluate_branches(transformer: Transformer, x: Tensor, t: Tensor, conditions
         stack([c.defect for c in conditions.values()]),
         stack([c.fusion for c in conditions.values()]),
     )
-    # A learned variance (the second half of the channels) is not guided and not used: samplers fix theirs.
+    # A learned variance (the second half of the channels) is not guided and not used: samplers have a fixed variance.
     parts = (out.sample[:, :channels], out.mask, out.attention)
     return Branches(*(dict(zip(conditions, part.chunk(n), strict=True)) for part in parts))
 
 
 def guide(branches: Branches, guidance: str, w_p: float, w_d: Tensor) -> tuple[Tensor, Tensor]:
-    """Guided prediction and mask, both (B, C, H, W), all channels alike. w_d (B, 1, 1, 1): the scale of each image.
+    """Guided prediction and mask, both (B, C, H, W), all channels guided. w_d (B, 1, 1, 1): the scale of each image.
 
-    The scales of every form sum to one, and noise and velocity differ by a multiple and a term in x_t: guiding either
-    is guiding the other.
+    The scales of every form sum to one, and the velocity is a multiple of the noise plus a term in x_t: so guiding
+    either gives the same result.
 
-    The mask comes from the branch that is conditioned on the defect. Below w_d = 1 it is mixed with that of the branch
-    that differs in the defect alone: at w_d = 0 nothing of the defect is in the picture, nor may it be in the mask.
+    The mask comes from the branch that is conditioned on the defect. Below w_d = 1 it is mixed with the mask of the
+    branch that differs only in the defect: at w_d = 0 the picture has no defect, so the mask must not have one.
     """
     form = GUIDANCES[guidance]
     good, defect = branches.mask[form.good], branches.mask[form.defect]

@@ -11,21 +11,21 @@ RATIO_MIN, RATIO_MAX = 2.0, 8.0  # Eq. 9
 def velocity(x: Tensor, noise: Tensor, a_bar: Tensor) -> Tensor:
     """v = sqrt(a_bar) noise - sqrt(1 - a_bar) x (Salimans and Ho 2022). x, noise (B, C, H, W), a_bar (B,).
 
-    Where almost all is noise it is the picture (negated), where almost nothing is, the noise: its error weighs the
-    steps that decide the layout as much as those that decide the detail.
+    At steps with almost only noise it is the negated picture, at steps with almost no noise it is the noise: its error
+    weights the steps that decide the layout as much as those that decide the details.
     """
     a_bar = a_bar.view(-1, 1, 1, 1)
     return a_bar.sqrt() * noise - (1 - a_bar).sqrt() * x
 
 
 def noise_of_velocity(v: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
-    """The noise in x_t (B, C, H, W) that a velocity implies; a_bar (B,). An error in v returns sqrt(a_bar) as large."""
+    """The noise in x_t (B, C, H, W) that a velocity implies; a_bar (B,). Scales an error in v by sqrt(a_bar)."""
     a_bar = a_bar.view(-1, 1, 1, 1)
     return a_bar.sqrt() * v + (1 - a_bar).sqrt() * x_t
 
 
 def picture_of_velocity(v: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
-    """The latent x_0 that a velocity implies; as `noise_of_velocity`."""
+    """The latent x_0 that a velocity implies; arguments as in `noise_of_velocity`."""
     a_bar = a_bar.view(-1, 1, 1, 1)
     return a_bar.sqrt() * x_t - (1 - a_bar).sqrt() * v
 
@@ -38,7 +38,7 @@ def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
 def mask_loss(predicted: Tensor, latent: Tensor, weight: Tensor | None = None) -> Tensor:
     """Eq. 6, loss_m: squared error of the mask's latent, mean over all elements. Both (B, C, H, W).
 
-    weight (B,): of each image, all 1 unless given.
+    weight (B,): of each image, by default 1.
     """
     error = (predicted - latent).square().mean(dim=(1, 2, 3))
     return (error if weight is None else weight * error).mean()
@@ -60,7 +60,7 @@ def attention_ratio(attention: Tensor, mask: Tensor, alpha: float = 0.001) -> Te
 
 
 def clamp_ratio(ratio: Tensor) -> Tensor:
-    """Eq. 9, R: the ratio held between 2 and 8."""
+    """Eq. 9, R: the ratio clamped between 2 and 8."""
     return ratio.clamp(RATIO_MIN, RATIO_MAX)
 
 
@@ -68,7 +68,7 @@ def defect_loss(predicted: Tensor, noise: Tensor, mask: Tensor, ratio: Tensor) -
     """Eq. 10, loss_d: R times the squared error inside the mask.
 
     predicted, noise (B, C, H, W); mask (B, H, W) in [0, 1] at the latent's size; ratio (B,) -> scalar.
-    The mean runs over *all* elements, as in the released code, so a small defect has a small share and R makes up
+    The mean is over *all* elements, as in the released code, so a small defect has a small share and R compensates
     for it; a good image contributes nothing.
     """
     inside = mask[:, None] * (predicted - noise)
@@ -83,11 +83,11 @@ def total_loss(noise_term: Tensor, defect_term: Tensor, mask_term: Tensor, mask_
 def variance_bound_loss(
     predicted: Tensor, variance: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    """The variational bound that trains a learned variance (Nichol and Dhariwal 2021, Eq. 16), in bits a dimension.
+    """The variational bound that trains a learned variance (Nichol and Dhariwal 2021, Eq. 16), in bits per dimension.
 
     KL between the true and the predicted step from x_t to x_{t-1}; `variance` (B, C, H, W) in [-1, 1] interpolates
-    the log variance between its two bounds. The mean is detached: this term trains the variance only. At t = 0, where
-    the bound has a decoder's likelihood, the KL with the clipped posterior variance stands in.
+    the log variance between its two bounds. The mean is detached: this term trains only the variance. At t = 0, where
+    the bound has a decoder's likelihood, the KL with the clipped posterior variance is used instead.
     """
     predicted = predicted.detach()
     alphas_cumprod = alphas_cumprod.to(predicted)

@@ -1,4 +1,4 @@
-"""The machine: its device, what that is called, the precision it computes in, and random numbers."""
+"""The machine: its device, the device's name and precision, and random numbers."""
 
 import platform
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 
 
 def default_device() -> str:
-    """ "cuda" where there is a GPU, else "cpu"."""
+    """ "cuda" if there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name() -> str:
-    """The GPU, or the processor and the number of threads computed with."""
+    """Name of the GPU, or of the processor with the number of threads in use."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
@@ -23,13 +23,13 @@ def device_name() -> str:
 
 
 def precision() -> str:
-    """bf16 where the device computes in it, fp16 on older GPUs, else full precision ("no")."""
+    """bf16 if the device supports it, fp16 on older GPUs, else full precision ("no")."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
 def stream(device: torch.device, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Random numbers that depend on `numbers` alone, for numpy and for tensors on `device`."""
+    """Random generators that depend only on `numbers`, for numpy and for tensors on `device`."""
     rng = np.random.default_rng(numbers)
     return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))

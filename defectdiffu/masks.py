@@ -10,9 +10,9 @@ MIN_SEPARATION = 3.0  # and by this many times the deviation within them; the tw
 
 
 def averaged_steps(num_inference_steps: int) -> int:
-    """Over how many of the last denoising steps the mask is averaged: a tenth, at least one.
+    """Number of last denoising steps over which the mask is averaged: a tenth, at least one.
 
-    The paper averages the last 100 of 1000: late, when the picture's structure stands.
+    The paper averages the last 100 of 1000, when the picture's structure is already fixed.
     """
     return max(1, round(num_inference_steps / 10))
 
@@ -20,8 +20,8 @@ def averaged_steps(num_inference_steps: int) -> int:
 def binarise(probability: np.ndarray) -> np.ndarray:
     """Binary mask uint8 (H, W), 0 or 255, of a map (H, W) in [0, 1], by the iterative (isodata) threshold.
 
-    The threshold lies halfway between the mean of what is above it and the mean of what is below. It splits *any*
-    map in two, noise as well; so where the two are not clearly apart the mask is empty.
+    The threshold lies halfway between the mean of the values above it and the mean of those below. It splits *any*
+    map in two, including noise; so if the two classes are not clearly separated, the mask is empty.
     """
     empty = np.zeros(probability.shape, np.uint8)
     if probability.max() - probability.min() < MIN_CONTRAST:
@@ -45,5 +45,5 @@ def to_probability(decoded: Tensor) -> Tensor:
 
 
 def to_picture(mask: Tensor) -> Tensor:
-    """The inverse of `to_probability`: a mask (B, H, W) in [0, 1] as the picture the autoencoder is shown."""
+    """The inverse of `to_probability`: a mask (B, H, W) in [0, 1] as a picture for the autoencoder."""
     return (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1)

@@ -1,13 +1,13 @@
-"""How much GPU memory sampling takes, computed from sizes, and what would make it less.
+"""How much GPU memory sampling takes, computed from sizes, and how to reduce it.
 
-The means are diffusers'::
+By diffusers' options::
 
     pipe = DefectDiffuPipeline.from_pretrained(name, dtype=torch.float16)     # half the memory
     pipe.enable_model_cpu_offload()       # one part on the GPU at a time, instead of `pipe.to("cuda")`
     pipe.vae.enable_tiling()              # a picture larger than a tile is decoded tile by tile
-    pipe(..., batch_size=1)               # one picture, in all its branches, at a time
+    pipe(..., batch_size=1)               # one picture, with all its branches, at a time
 
-For `defectdiffu generate` they are `--half`, `--offload`, `--tiling` and `--batch-size`.
+In `defectdiffu generate` they are `--half`, `--offload`, `--tiling` and `--batch-size`.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from transformers import CLIPTextModel
 from defectdiffu.autoencoder import Autoencoder, PatchAutoencoder, downsampling
 from defectdiffu.errors import InputError
 
-WITHOUT_GRADIENTS = 14  # numbers there at once in sampling, per token and unit of width
-BRANCHES = 3  # of the guidance that has most
-FULL_SIZE_MAPS = 3  # of the decoder, there at once: the widest that have the picture's size, or ours the latent's
+WITHOUT_GRADIENTS = 14  # numbers in memory at once in sampling, per token and unit of width
+BRANCHES = 3  # of the guidance with the most branches
+FULL_SIZE_MAPS = 3  # of the decoder, in memory at once: the widest of the picture's size, or in ours of the latent's
 GB = 1e9
 
 
 class Parts(Protocol):
-    """What of a pipeline takes memory; the `meta_parts` of a preset have it as well."""
+    """The parts of a pipeline that take memory; the `meta_parts` of a preset have the same."""
 
-    transformer: Any  # `DefectDiffuTransformer`, which stands beside this module and not below it
+    transformer: Any  # `DefectDiffuTransformer`, of the same layer as this module, so not imported
     vae: Autoencoder
     text_encoder: CLIPTextModel
 
@@ -37,11 +37,11 @@ class Parts(Protocol):
 def sampling_memory(
     pipe: Parts, batch_size: int, half: bool = False, offload: bool = False, tiling: bool = False
 ) -> dict[str, float]:
-    """GB of one GPU's memory for sampling `batch_size` pairs together: computed, good to a factor of 1.5 or so.
+    """GB of one GPU's memory for sampling `batch_size` pairs together: computed, accurate to a factor of about 1.5.
 
-    "weights"; "transformer" and "vae", what each of them needs beside its weights, the one after the other; and
-    "total". pipe: the pipeline, or the `meta_parts` of a preset. half: two bytes a number instead of four; offload: one
-    part on the GPU at a time; tiling: pictures are decoded tile by tile.
+    "weights"; "transformer" and "vae", the memory each of them needs besides its weights, not at the same time; and
+    "total". pipe: the pipeline, or the `meta_parts` of a preset. half: two bytes per number instead of four; offload:
+    one part on the GPU at a time; tiling: pictures are decoded tile by tile.
     """
     transformer, vae = pipe.transformer, pipe.vae
     weights = {
@@ -71,7 +71,7 @@ def sampling_memory(
 
 
 def sampling_savings(pipe: Parts, batch_size: int) -> dict[str, float]:
-    """{how it is switched on: GB that it would save}, for what is not in use yet; the most first."""
+    """{how to switch an option on: GB that it would save}, for options not in use yet; the largest first."""
     modes = sampling_modes(pipe)
     names = {
         "half": "dtype=torch.float16 (--half)",
@@ -86,7 +86,7 @@ def sampling_savings(pipe: Parts, batch_size: int) -> dict[str, float]:
 
 
 def sampling_modes(pipe: Parts) -> dict[str, bool]:
-    """Which of `sampling_memory`'s modes a pipeline is in."""
+    """Which modes of `sampling_memory` a pipeline uses."""
     transformer = pipe.transformer
     return {
         "half": transformer.dtype.itemsize == 2,
@@ -97,7 +97,7 @@ def sampling_modes(pipe: Parts) -> dict[str, bool]:
 
 @contextmanager
 def sampling_explained(pipe: Parts, batch_size: int) -> Iterator[None]:
-    """Where the GPU's memory runs out in this block, an `InputError` says what saves how much of it."""
+    """If the GPU's memory runs out in this block, raise an `InputError` that says how much each option saves."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -107,7 +107,7 @@ def sampling_explained(pipe: Parts, batch_size: int) -> Iterator[None]:
 
 
 def advice(what: str, needed: float, where: str, saved: dict[str, float]) -> str:
-    """One line: what takes how many GB, and what would save how many."""
+    """One line: how many GB `what` takes, and how many each option would save."""
     settings = ", ".join(f"{name} saves {gb:.2g} GB" for name, gb in saved.items())
     return f"out of GPU memory: {what} takes about {needed:.2g} GB as computed. " + (
         where + settings if saved else "Every setting that saves memory is in use"

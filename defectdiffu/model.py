@@ -5,7 +5,7 @@
                                                +-> cross-attention maps -> mask head -> latent of the mask
 
 Every block is a transformer block whose normalisation is modulated by its condition (adaLN-Zero): the embedding of
-the step t plus the projected text embedding of the part's own prompt. Defect blocks also attend to their prompt.
+the step t plus the projected text embedding of its part's prompt. Defect blocks also attend to their prompt.
 """
 
 import math
@@ -55,10 +55,10 @@ class SelfAttention(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Cross-attention with a single key, the block's condition; the softmax runs over the T image positions.
+    """Cross-attention with a single key, the block's condition; the softmax is over the T image positions.
 
-    Each head shares out one unit of attention over the picture, so its map says *where* the defect is. This is what
-    the paper's released code computes. The value is projected from zero, so that a new model starts as a plain DiT.
+    Each head distributes one unit of attention over the picture, so its map says *where* the defect is. The paper's
+    released code computes this. The value projection starts at zero, so that a new model starts as a plain DiT.
     """
 
     def __init__(self, width: int, text_dim: int, heads: int):
@@ -81,10 +81,10 @@ class PositionAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Cross-attention to the prompt's tokens, Eq. 5: every position shares out one unit over the tokens.
+    """Cross-attention to the prompt's tokens, Eq. 5: every position distributes one unit over the tokens.
 
-    A head's map is what a position gives to the words of the subject, the rest going to the start token: near 1 where
-    there is something of the defect, near 0 elsewhere.
+    A head's map is a position's attention to the words of the subject; the rest goes to the start token. It is near 1
+    on the defect and near 0 elsewhere.
     """
 
     def __init__(self, width: int, text_dim: int, heads: int):
@@ -116,10 +116,10 @@ CROSS_ATTENTION = {"positions": PositionAttention, "tokens": TokenAttention}
 
 
 class MLP(nn.Module):
-    """Two linear layers; with `convolution` also a 3 x 3 depthwise one between them, added to its input.
+    """Two linear layers; with `convolution` also a 3 x 3 depthwise convolution between them, added to its input.
 
-    The convolution lets neighbouring patches agree on what they share. A DiT trained on a million pictures does
-    without; a model that starts from nothing shows the borders of its patches.
+    The convolution makes neighbouring patches consistent. A DiT trained on a million pictures does not need it; a model
+    trained from scratch without it shows the borders of its patches.
     """
 
     def __init__(self, width: int, convolution: bool = False):
@@ -140,7 +140,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A DiT block; with `cross_attention`, a defect block, which also returns its maps."""
+    """A DiT block; with `cross_attention` a defect block, which also returns its maps."""
 
     def __init__(
         self,
@@ -169,8 +169,8 @@ class Block(nn.Module):
 class MaskHead(nn.Module):
     """From the attention maps of all defect blocks and heads to the latent of the mask (Sec. 3.4).
 
-    It sees the maps alone, so a mask can only be right if the attention is. The 3 x 3 convolutions let a token use
-    its neighbours' maps: a token covers several pixels, and its neighbours tell on which side the defect goes on.
+    Its only input is the maps, so a mask can only be right if the attention is. The 3 x 3 convolutions let a token use
+    its neighbours' maps: a token covers several pixels, and its neighbours show on which side the defect continues.
     """
 
     def __init__(self, maps: int, width: int, out_channels: int):
@@ -190,7 +190,7 @@ class MaskHead(nn.Module):
 @dataclass
 class TransformerOutput:
     """sample (B, C, H, W), the predicted noise or velocity, or with learned sigma (B, 2C, H, W); mask (B, C, H, W);
-    attention (B, h, w), Eq. 7; maps (B, M, heads, h, w), every block's and head's."""
+    attention (B, h, w), Eq. 7; maps (B, M, heads, h, w), one per block and head."""
 
     sample: Tensor
     mask: Tensor
@@ -205,16 +205,16 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
     background_blocks, defect_blocks, fusion_blocks: N, M and K of the paper.
     attention_over: "positions" (as released) or "tokens" (Eq. 5).
     prediction: "noise" (Eq. 2) or "velocity" (`losses.velocity`); the pipeline sets its scheduler to it.
-    convolution: a 3 x 3 depthwise convolution in every block's MLP, for models that start from nothing.
-    null_product: the word that stands for no product in particular in prompts.
-    frequency_shift: 1 where the step's frequencies fall as i / 127, as in diffusers' DiT; 0 where as i / 128, as in the
-    original.
+    convolution: a 3 x 3 depthwise convolution in every block's MLP, for models trained from scratch.
+    frequency_shift: 1 if the step's frequencies fall as i / 127, as in diffusers' DiT; 0 if they fall as i / 128, as in
+    the original.
+    null_product: the word for no product in particular in prompts.
     one_prompt: whether all three parts were given c_f (the paper's ablation "OTP").
-    trained_on: {product: its defects}, the pairs that the weights have seen.
-    The last three are for whoever writes the prompts; kept with the weights, of no effect here.
+    trained_on: {product: its defects}, the pairs that the weights were trained on.
+    The last three are used to write prompts; they are saved with the weights and have no effect here.
     """
 
-    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
+    config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
     _supports_gradient_checkpointing = True
 
     @register_to_config
@@ -242,9 +242,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         check_choice("attention_over", attention_over, ATTENTION_OVER)
         check_choice("prediction", prediction, PREDICTIONS)
         if learn_sigma and prediction != "noise":
-            raise InputError(
-                'learn_sigma goes with prediction "noise": the bound that trains the variance is of the noise'
-            )
+            raise InputError('learn_sigma needs prediction "noise": the bound that trains the variance uses the noise')
         if sample_size % patch_size or width % heads or width % 4:
             raise InputError(
                 f"sample_size {sample_size} must be a multiple of patch_size {patch_size}, "
@@ -285,7 +283,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         nn.init.zeros_(self.patch_embed.proj.get_parameter("bias"))
         # adaLN-Zero: gates, cross-attention and output start at zero, so every block starts as the identity; its
-        # convolution starts without an effect, too.
+        # convolution also starts without effect.
         for block in [*self.background_part, *self.defect_part, *self.fusion_part]:
             nn.init.zeros_(block.adaln.weight)
             if block.cross_attention is not None:
@@ -316,7 +314,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         of_blocks = []
         for block in self.defect_part:
             h, block_maps = self._run(block, h, c, defect)
-            assert block_maps is not None  # a defect block has some
+            assert block_maps is not None  # a defect block returns maps
             of_blocks.append(block_maps)
         c = time + self.fusion_proj(fusion.pooled)  # (B, D)
         for block in self.fusion_part:
@@ -334,7 +332,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         )
 
     def head_input(self, maps: Tensor) -> Tensor:
-        """The maps (B, M, heads, h, w) as the mask head sees them: brought to about 1, (B, M * heads, h, w)."""
+        """The mask head's input from maps (B, M, heads, h, w): scaled to about 1, (B, M * heads, h, w)."""
         scale = self.side**2 if self.config.attention_over == "positions" else 2.0
         return maps.flatten(1, 2) * scale - 1
 
@@ -345,7 +343,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         return self.defect_and_fusion(self.background(x, t, product), t, defect, fusion)
 
     def _run(self, block: nn.Module, h: Tensor, c: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor | None]:
-        """The block; where gradients are checkpointed, what it computes inside is forgotten and computed again."""
+        """Run the block; with gradient checkpointing its activations are not kept but recomputed."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, h, c, prompt)  # type: ignore[misc]  # None until it is enabled
         return block(h, c, prompt)

@@ -1,4 +1,4 @@
-"""Pictures: as tensors in [-1, 1] and as bytes, a mask laid over one, several side by side, and as WebP."""
+"""Pictures: conversion between tensors in [-1, 1] and bytes, mask overlays, mosaics, and WebP."""
 
 import io
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from defectdiffu.errors import InputError
 
-MASK_COLOUR = (0, 190, 255)  # a blue that none of the products has, neither brown nor grey nor red
+MASK_COLOUR = (0, 190, 255)  # a blue that no product has
 
 
 def to_tensor(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
-    """uint8 (N, S, S, 3) to float32 (N, 3, S, S) in [-1, 1], on `device` unless that stays as it is."""
+    """uint8 (N, S, S, 3) to float32 (N, 3, S, S) in [-1, 1], on `device`, by default the device of `images`."""
     return torch.as_tensor(images, device=device).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -25,7 +25,7 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
 
 
 def enlarge(image: Image.Image, side: int = 192) -> Image.Image:
-    """Return the image a whole number of times larger, so that its longer side is about `side` pixels.
+    """Return the image enlarged by an integer factor, so that its longer side is about `side` pixels.
 
     Colour by bicubic interpolation; masks (mode "L" or "1") by repeating pixels, so that they keep their two values.
     """
@@ -35,9 +35,9 @@ def enlarge(image: Image.Image, side: int = 192) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the RGB image with the mask on it: a thin outline just inside its border, a light fill, nothing outside.
+    """Return the RGB image with the mask on it: a thin outline just inside its border, a light fill, no change outside.
 
-    image (H, W) in any mode; mask (H, W), every value but 0 is marked. Raises `InputError` if their sizes differ.
+    image (H, W) in any mode; mask (H, W), every nonzero value is marked. Raises `InputError` if their sizes differ.
     """
     if image.size != mask.size:
         raise InputError(f"the image has {image.size} pixels and the mask {mask.size}")
@@ -49,7 +49,7 @@ def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def mosaic(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
-    """Return one RGB image of rows of equally large images, `gap` white pixels between them."""
+    """Return one RGB image of rows of images of equal size, with `gap` white pixels between them."""
     width, height = rows[0][0].size
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
@@ -60,7 +60,7 @@ def mosaic(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
 
 
 def to_webp(image: Image.Image) -> bytes:
-    """Return the image as the bytes of a WebP file, about a tenth of its PNG."""
+    """Return the image as the bytes of a WebP file, about a tenth of the PNG's size."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=82, method=6)
     return buffer.getvalue()

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -22,30 +22,33 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from defectdiffu import autoencoder, masks
-from defectdiffu.config import GOOD
+from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, MOST_STEPS
 from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import Conditions, PromptEncoder
+from defectdiffu.selfcheck import PASS, change_ratio
 
-PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # what diffusers calls them
+PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # their names in diffusers
 SHIPPED = Path(__file__).parent / "weights"
-LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
-LARGEST_SEED = 2**63 - 1
+LARGEST_RATIO = 255.0  # of `check`: no change inside a mask is larger than 255 grey levels
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-Callback = Callable[[int, Tensor, Tensor, Branches], object]  # of a step: its number, t, latents, branches
+Callback = Callable[[int, Tensor, Tensor, Branches], object]  # step, t, latents, branches
 
 
 @dataclass
 class DefectDiffuOutput(BaseOutput):
-    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (num_images, S, S) before the threshold."""
+    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (len(images), S, S) before the threshold; seeds:
+    of each image; ratios: of a call with `check`, `selfcheck.change_ratio` of every image asked for, kept or not."""
 
     images: list[Image.Image]
     masks: list[Image.Image]
     mask_probs: np.ndarray
+    seeds: list[int] = field(default_factory=list)
+    ratios: list[float] | None = None
 
 
 class DefectDiffuPipeline(DiffusionPipeline):
@@ -54,17 +57,16 @@ class DefectDiffuPipeline(DiffusionPipeline):
         pipe = DefectDiffuPipeline.from_pretrained("tiny")
         out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])
 
-    `scheduler` may be any diffusers scheduler that knows what the transformer predicts, noise or velocity: it is set to
-    that. guidance, w_p, w_d, num_inference_steps: what a
-    call uses unless it says otherwise.
+    `scheduler` may be any diffusers scheduler that supports the transformer's prediction, noise or velocity, and is set
+    to it. guidance, w_p, w_d, num_inference_steps: the defaults of a call.
     """
 
     transformer: DefectDiffuTransformer
     vae: autoencoder.Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: PreTrainedTokenizerBase
-    scheduler: ConfigMixin  # a step is declared by no class that all schedulers have in common
-    config: Any  # has as attributes what `__init__` was given; diffusers declares a plain dict
+    scheduler: ConfigMixin  # the schedulers have no common class that declares `step`
+    config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
     model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]  # None in the base class
 
     def __init__(
@@ -90,7 +92,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
     @property
     def pairs(self) -> dict[str, list[str]]:
-        """{product: its defects}: what the weights were trained on. Other combinations of these names are zero-shot."""
+        """{product: its defects}: the pairs trained on. Other combinations of these names are zero-shot."""
         return self.transformer.config.trained_on or {}
 
     @property
@@ -102,12 +104,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
         return sorted({d for defects in self.pairs.values() for d in defects})
 
     def check_names(self, product: str, defect: str) -> None:
-        """Raise `InputError`, naming the nearest ones, for names that the weights do not know."""
+        """Raise `InputError`, with the most similar names, for names that the weights do not know."""
         check_choice("product", product, [*self.products, self.transformer.config.null_product])
         check_choice("defect", defect, [*self.defects, GOOD])
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]  # other name
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]  # renamed
         """Load by shipped name ("tiny"), local folder or hub id. Weights are read from safetensors only."""
         folder = SHIPPED / str(name) if (SHIPPED / str(name) / "model_index.json").is_file() else Path(name)
         if folder.is_dir():
@@ -117,7 +119,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
             raise InputError(
                 f"no weights '{name}': neither a folder nor shipped with the package ({', '.join(shipped) or 'none'})"
             )
-        if "torch_dtype" in kwargs:  # as older code says it
+        if "torch_dtype" in kwargs:  # its older name
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         kwargs = {"dtype": torch.float32} | kwargs
         with quiet():
@@ -127,7 +129,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 if folder.is_dir():
                     raise
                 raise InputError(
-                    f"no weights '{name}': not a folder, and the hub cannot be reached or has none of that name"
+                    f"no weights '{name}': not a folder, and the hub cannot be reached or has no weights of that name"
                 ) from error
         pipe.register_to_config(_name_or_path=str(name))
         return pipe
@@ -144,6 +146,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         guidance: str | None = None,
         batch_size: int = 8,
+        check: bool | float = False,
         callback: Callback | None = None,
     ) -> DefectDiffuOutput:
         """Generate `num_images` pairs.
@@ -151,9 +154,11 @@ class DefectDiffuPipeline(DiffusionPipeline):
         product, defect: one name for all images or one per image. w_d: strength of the defect, likewise; w_p: strength
         of the product. num_images: as many as there are of what is given per image, else 1. seeds: one per image,
         0, 1, 2, ... unless given; image i depends on seeds[i] alone, so a sweep over w_d starts every frame from the
-        same noise. callback(step, t, latents, branches) is called after every step with the batch's noisy latents
-        and what each branch predicted. Raises `InputError` for names the model does not know, and where the GPU's
-        memory runs out, saying what saves how much.
+        same noise. check: keep only pairs whose change from the twin at w_d = 0 is this many times larger inside the
+        mask than outside (`selfcheck`; True: 2 times), which doubles the time; the result's `seeds` are those of the
+        pairs kept, its `ratios` those of every image. callback(step, t, latents, branches) is called after every step
+        with the batch's noisy latents and what each branch predicted. Raises `InputError` for names the model does not
+        know, and where the GPU's memory runs out, saying what saves how much.
         """
         config = self.config
         guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
@@ -163,8 +168,9 @@ class DefectDiffuPipeline(DiffusionPipeline):
         per_image: dict[str, Any] = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
         if num_images is None:
             num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
-        if num_images < 1 or steps < 1 or batch_size < 1:
-            raise InputError("num_images, num_inference_steps and batch_size must be at least 1")
+        if num_images < 1 or batch_size < 1:
+            raise InputError("num_images and batch_size must be at least 1")
+        check_number("num_inference_steps", steps, 1, MOST_STEPS)
         per_image["seeds"] = range(num_images) if seeds is None else seeds
         for what, values in per_image.items():
             per_image[what] = [values] * num_images if np.isscalar(values) else list(values)
@@ -180,10 +186,15 @@ class DefectDiffuPipeline(DiffusionPipeline):
         for seed in seeds:
             check_number("seed", seed, 0, LARGEST_SEED)
 
+        check = PASS if check is True else check
+        check_number("check", check, 0, LARGEST_RATIO)
+        if check and GOOD in defects:
+            raise InputError(f"check compares a defect with its absence: '{GOOD}' cannot be checked")
         pictures, probabilities = [], []
+        ratios: list[float] = []
         with (
             sampling_explained(self, min(batch_size, num_images)),
-            self.progress_bar(total=-(-num_images // batch_size) * steps) as bar,
+            self.progress_bar(total=-(-num_images // batch_size) * steps * (2 if check else 1)) as bar,
         ):
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
@@ -193,12 +204,21 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 )
                 pictures.append(picture)
                 probabilities.append(probability)
+                if check:
+                    twin, twin_probability = self._sample(
+                        conditions, guidance, w_p, [0.0] * len(picture), seeds[batch], steps, None, bar.update
+                    )
+                    marked = [np.stack([masks.binarise(m) for m in p]) > 0 for p in (probability, twin_probability)]
+                    ratios += change_ratio(picture, twin, *marked).tolist()
                 self.maybe_free_model_hooks()  # offloaded parts leave the GPU before the next batch
-        mask_probs = np.concatenate(probabilities)
+        kept = [i for i in range(num_images) if not check or ratios[i] >= check]
+        mask_probs = np.concatenate(probabilities)[kept]
         return DefectDiffuOutput(
-            images=[Image.fromarray(p) for p in np.concatenate(pictures)],
+            images=[Image.fromarray(p) for p in np.concatenate(pictures)[kept]],
             masks=[Image.fromarray(masks.binarise(p)) for p in mask_probs],
             mask_probs=mask_probs,
+            seeds=[seeds[i] for i in kept],
+            ratios=ratios if check else None,
         )
 
     def _sample(
@@ -226,7 +246,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         last = masks.averaged_steps(steps)
         timesteps = self.scheduler.timesteps
-        seen = []  # decoded at the end: offloaded, transformer and autoencoder then change places but once
+        seen = []  # decoded at the end, so that with offloading transformer and autoencoder are swapped only once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
             branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
@@ -245,20 +265,20 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
 
 def follow(scheduler: ConfigMixin, prediction: str) -> None:
-    """Set a scheduler to what the transformer predicts, and not to cut latents to [-1, 1], as pixels would be.
+    """Set a scheduler to the transformer's prediction, and switch off its clipping to [-1, 1], which is for pixels.
 
-    Raises `InputError` for one that does not know it.
+    Raises `InputError` for a scheduler without a prediction type.
     """
     if "prediction_type" not in scheduler.config:
         raise InputError(
-            f"{type(scheduler).__name__} cannot be used: it has no prediction_type ({prediction} is predicted)"
+            f"{type(scheduler).__name__} cannot be used: it has no prediction_type (this model predicts {prediction})"
         )
     scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction], clip_sample=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars for files of a few megabytes, nor remarks on settings that the libraries wrote themselves."""
+    """No progress bars for files of a few megabytes, and no warnings about settings that the libraries wrote."""
     levels = [library.get_verbosity() for library in (diffusers_logging, transformers_logging)]
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
@@ -272,7 +292,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse a pipeline folder whose weights are no safetensors, are cut short, or are not what its index promises."""
+    """Refuse a pipeline folder whose weights are not safetensors, are truncated, or do not match its index."""
     index = folder / "model_index.json"
     try:
         components = json.loads(index.read_text())
@@ -284,7 +304,7 @@ def check_weights(folder: Path) -> None:
         files = sorted((folder / name).glob("*.safetensors"))
         if not files:
             pickles = [p.name for p in (folder / name).glob("*") if p.suffix in PICKLES]
-            found = f"{pickles[0]} is a pickle, which can run code when read" if pickles else "none found"
+            found = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "none found"
             raise InputError(f"{folder / name}: weights must be .safetensors; {found}")
         for file in files:
             try:
@@ -298,7 +318,7 @@ def check_weights(folder: Path) -> None:
     try:
         kind = getattr(import_module(library), name) if library.startswith("defectdiffu.") else DefectDiffuTransformer
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{index} names a transformer that this package has not: {library}.{name}") from error
+        raise InputError(f"{index} names a transformer that this package does not have: {library}.{name}") from error
     with torch.device("meta"), quiet():
         expected = set(kind.from_config(kind.load_config(transformer)).state_dict())
     there: set[str] = set()

@@ -1,8 +1,8 @@
-"""The three single-object prompts of TDIA and the text encoder that reads them (Sec. 3.2).
+"""The three single-object prompts of TDIA and the text encoder that embeds them (Sec. 3.2).
 
-c_p  "A photo of {product}"            to the background blocks: what this product looks like
-c_d  "A photo of {defect}"             to the defect blocks: what this defect looks like, on any product
-c_f  "A photo of {defect} {product}"   to the fusion blocks: how the two belong together
+c_p  "A photo of {product}"            for the background blocks: what this product looks like
+c_d  "A photo of {defect}"             for the defect blocks: what this defect looks like, on any product
+c_f  "A photo of {defect} {product}"   for the fusion blocks: how product and defect combine
 """
 
 from collections.abc import Callable, Iterable
@@ -43,12 +43,12 @@ def _words(name: str) -> str:
 class PromptEmbedding:
     """Embeddings of B prompts::
 
-        pooled      (B, D) one vector a prompt, the condition of adaLN-Zero
-        tokens      (B, L, D) one vector a token, needed only by cross-attention over tokens
-        token_mask  (B, L) bool, what cross-attention may look at: the start token and the words of the subject
+        pooled      (B, D) one vector per prompt, the condition of adaLN-Zero
+        tokens      (B, L, D) one vector per token, needed only by cross-attention over tokens
+        token_mask  (B, L) bool, the tokens that cross-attention sees: the start token and the words of the subject
 
-    The template's words are masked (the subject's, read causally, have seen them); the start token is the same for
-    every prompt and is where a position looks that has nothing of the subject.
+    The template's words are masked (the causal encoder includes them in the subject's embeddings). The start token is
+    the same for every prompt; positions without the subject attend to it.
     """
 
     pooled: Tensor
@@ -56,7 +56,7 @@ class PromptEmbedding:
     token_mask: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "PromptEmbedding":
-        """The same function applied to each tensor that is there."""
+        """Apply the function `f` to each tensor that is not None."""
         return PromptEmbedding(**{name: f(value) for name, value in vars(self).items() if value is not None})
 
     def __getitem__(self, index: slice | list[int]) -> "PromptEmbedding":
@@ -86,8 +86,8 @@ class Conditions:
 class PromptEncoder:
     """A tokenizer and a CLIP text model as one function from prompts to `PromptEmbedding`.
 
-    Prompts repeat (a data set has a few dozen), so each distinct one is read once a call; without gradients its
-    embedding is kept for the calls to come, which suits a frozen encoder. Call `forget` when its weights changed.
+    Prompts repeat (a data set has a few dozen), so each distinct prompt is embedded once per call; without gradients
+    its embedding is cached for later calls, as for a frozen encoder. Call `forget` when the weights have changed.
     one_prompt: `conditions` gives c_f to all three parts, the paper's ablation of the single-object prompts.
     """
 
@@ -117,7 +117,7 @@ class PromptEncoder:
         return embedded.map(lambda v: v.to(device, dtype if v.is_floating_point() else v.dtype))
 
     def _encode(self, prompts: list[str]) -> PromptEmbedding:
-        # One length for all, so that a prompt's embedding never depends on its neighbours.
+        # One length for all prompts, so that a prompt's embedding never depends on others in the batch.
         length = self.tokenizer.model_max_length
         batch = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         unknown = (batch.input_ids == self._unknown).any(1)
@@ -143,7 +143,7 @@ class PromptEncoder:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise `InputError` for names that prompts cannot tell apart, or that the template or the tokenizer owns."""
+    """Raise `InputError` for names that prompts cannot distinguish, or that the template or the tokenizer uses."""
     seen: dict[str, str] = {}
     for name in dict.fromkeys(names):
         words = " ".join(_words(name).lower().split())
@@ -157,9 +157,9 @@ def check_names(names: Iterable[str]) -> None:
 def build_text_encoder(
     names: Iterable[str], width: int, layers: int, heads: int
 ) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
-    """A small CLIP text model with a vocabulary of just the words in `names`, to be trained along.
+    """A small CLIP text model whose vocabulary is the words in `names`, to be trained with the transformer.
 
-    names: products and defects, the null product and "good" among them. Words, not pieces of words: "scratch" is one
+    names: products and defects, including the null product and "good". Tokens are whole words: "scratch" is one
     token wherever it occurs, so that a defect's name can mean the same on every product. Raises `InputError` as
     `check_names` does.
     """
@@ -193,6 +193,6 @@ def build_text_encoder(
         eos_token_id=3,
     )
     encoder = CLIPTextModel(config)
-    # CLIP's initial embeddings (deviation 0.02) are made for long training; words must tell apart from the start here.
+    # CLIP's initial embeddings (deviation 0.02) suit long training; here words must be distinct from the start.
     nn.init.normal_(encoder.embeddings.token_embedding.weight, std=1.0)
     return fast, encoder

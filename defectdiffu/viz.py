@@ -1,4 +1,4 @@
-"""What every figure of the book is made with: enlarging, overlays, grids, and the slider, with and without a kernel."""
+"""Functions for the book's figures: enlarging, overlays, grids, and sliders with and without a kernel."""
 
 import base64
 import html
@@ -28,7 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def use_style() -> None:
-    """Set matplotlib's look for all figures. White behind everything: it stays readable on a dark page."""
+    """Set matplotlib's style for all figures. The background is white, so figures are readable on a dark page."""
     plt.rcParams.update(
         {
             "figure.facecolor": "white",
@@ -54,7 +54,7 @@ def grid(
 ) -> Figure:
     """Return a figure of rows of images, labels to the left and above; `inches` is the side of one image."""
     columns = max(len(row) for row in rows)
-    margin = 0.075 * max((len(label) for label in row_labels), default=0)  # room for the longest label
+    margin = 0.075 * max((len(label) for label in row_labels), default=0)  # space for the longest label
     size = (margin + columns * inches, len(rows) * inches)
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout=layout)
@@ -73,7 +73,7 @@ def grid(
 
 
 def sheet(outputs: Mapping[str, "DefectDiffuOutput"], column_labels: Sequence[str] = ()) -> Figure:
-    """Return a figure with two rows for each output of the pipeline: its images, and below them with their masks.
+    """Return a figure with two rows for each output of the pipeline: its images, and the same with their masks.
 
     outputs: label -> output, for example {"hazelnut, crack": pipe(product="hazelnut", defect="crack")}.
     """
@@ -87,7 +87,7 @@ def sheet(outputs: Mapping[str, "DefectDiffuOutput"], column_labels: Sequence[st
 
 
 def pairs(out: "DefectDiffuOutput", side: int = 192) -> Image.Image:
-    """Return an output of the pipeline as one picture: its images, below each of them the same with its mask."""
+    """Return an output of the pipeline as one picture: its images, and below each the same image with its mask."""
     images = [enlarge(image, side) for image in out.images]
     masks = [enlarge(mask, side) for mask in out.masks]
     return mosaic([images, [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]])
@@ -103,12 +103,12 @@ def slider(
     live: bool = False,
     **settings: Any,
 ) -> HTML | ipywidgets.Widget:
-    """Return the slider of a pipeline: frames that stay in the page or, with `live`, widgets that ask the kernel.
+    """Return the slider of a pipeline: frames stored in the page or, with `live`, widgets that call the kernel.
 
-    over: which argument of the pipeline the static slider moves, through `values`; every frame shows the same `seeds`,
-    above alone, below with their masks. settings: other arguments of the pipeline, "w_p" for one. The live slider has
-    a control for each argument and begins with the values given here and the first seed.
-    Raises `InputError` for an `over` that is no such argument.
+    over: the argument of the pipeline that the static slider changes, through `values`; every frame shows the same
+    `seeds`, above without masks, below with masks. settings: other arguments of the pipeline, such as "w_p". The live
+    slider has a control for each argument and starts with the values given here and the first seed.
+    Raises `InputError` if `over` is not such an argument.
     """
     check_choice("over", over, ("product", "defect", "w_d", "w_p", "num_inference_steps", "guidance"))
     asked = {"product": product or pipe.products[0], "defect": defect or pipe.defects[0], **settings}
@@ -120,7 +120,7 @@ def slider(
     return static_slider(frames, values, label, f"{named}; above alone, below with its mask;", start=len(values) // 2)
 
 
-# Everything hangs on the figure that the range input stands in: no ids, so any number of sliders share a page.
+# Elements are found from the figure that contains the range input: no ids, so any number of sliders share a page.
 MOVE = (
     "const f = this.closest('figure'), frames = f.querySelectorAll('img'), text = frames[this.value].dataset.text;"
     "frames.forEach((frame, i) => frame.style.display = i == this.value ? 'block' : 'none');"
@@ -133,8 +133,8 @@ def static_slider(
 ) -> HTML:
     """Return a slider over frames that are part of the page: it needs no kernel, no server and no network.
 
-    frames, values: one number or name per frame; label: what the values are; alt: what the frames show, for those who
-    cannot see them; start: index of the frame to begin with. Moved by mouse, touch or arrow keys.
+    frames, values: one number or name per frame; label: name of the values; alt: text description of the frames;
+    start: index of the first frame shown. Moved by mouse, touch or arrow keys.
     Raises `InputError` if there are no frames or not one value for each.
     """
     if not frames or len(frames) != len(values):
@@ -148,8 +148,8 @@ def static_slider(
         f'style="display:{"block" if i == start else "none"};max-width:100%;height:auto;margin:0">'
         for i, (frame, text) in enumerate(zip(frames, texts, strict=True))
     )
-    # Black on white whatever the page's colours, and no dimmed frames on a dark one (the theme's class "dark-light");
-    # the control is as high as a finger needs; a screen reader hears the value from the control alone.
+    # Black on white for any page colours, and no dimmed frames on a dark page (the theme's class "dark-light");
+    # the control is high enough for a finger; a screen reader gets the value only from the control.
     return HTML(
         f'<figure style="margin:1em 0;padding:8px;width:fit-content;max-width:100%;box-sizing:border-box;'
         f'background:white;color:black;border-radius:4px">{images}'
@@ -165,14 +165,14 @@ def static_slider(
 def live_slider(
     pipe: "DefectDiffuPipeline", product: str | None = None, defect: str | None = None, seed: int = 0, **settings: Any
 ) -> ipywidgets.Widget:
-    """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the pair they give.
+    """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the resulting pair.
 
-    settings: values of w_d, w_p and num_inference_steps to begin with; anything else goes to every call as it is.
-    Only the picture is redrawn, and a setting that was seen before is shown again at once; the line below the controls
+    settings: initial values of w_d, w_p and num_inference_steps; other settings are passed to every call unchanged.
+    Only the picture is redrawn, and frames computed before are shown from a cache; the line below the controls
     says how long the last new frame took.
     """
     start = {name: settings.pop(name, pipe.config[name]) for name in ("w_d", "w_p", "num_inference_steps")}
-    waits = {"continuous_update": False}  # a frame is asked for when the handle is let go, not on its way
+    waits = {"continuous_update": False}  # compute a frame when the handle is released, not while it moves
     controls = {
         "product": ipywidgets.Dropdown(options=pipe.products, value=product or pipe.products[0]),
         "defect": ipywidgets.Dropdown(options=["good", *pipe.defects], value=defect or pipe.defects[0]),
@@ -204,9 +204,9 @@ def live_slider(
 
 
 def weights_sheet(pipe: "DefectDiffuPipeline", strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -> Image.Image:
-    """Return what the weights draw of every procedural pair, below it the same with the generated mask.
+    """Return generated pictures of every procedural pair, below them the same with the generated mask.
 
-    Each defect at `strengths`, all from one seed; "good" from that seed and those that follow it.
+    Each defect at `strengths`, all from one seed; "good" from that seed and the following ones.
     """
 
     pairs = [(product, defect) for product, found in PAIRS.items() for defect in (GOOD, *found)]

@@ -111,7 +111,7 @@ SIZE = picture_size(pipe)  # all measurements are made at the weights' own size
 
 # %%
 lines = inspect.getsource(render).splitlines()
-start = next(i for i, line in enumerate(lines) if "sound, light =" in line)
+start = next(i for i, line in enumerate(lines) if "intact, light =" in line)
 print(textwrap.dedent("\n".join(lines[start : start + 7])))
 
 # %% [markdown]

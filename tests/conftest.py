@@ -1,4 +1,4 @@
-"""Fixtures that many tests share; what they are made with is in helpers.py."""
+"""Fixtures that many tests share; their functions are in helpers.py."""
 
 from pathlib import Path
 

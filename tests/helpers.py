@@ -1,4 +1,4 @@
-"""Small things that many tests share: generated images, a two-layer preset and a pipeline with random weights."""
+"""Helpers shared by many tests: generated images, a two-layer preset and a pipeline with random weights."""
 
 import multiprocessing
 import os
@@ -17,10 +17,10 @@ SIZE = 32
 PRODUCTS = ("hazelnut", "tile")
 DEFECTS = ("crack", "hole")
 
-# The CPU and one thread, so that sums have one order and results are the same to the bit.
+# The CPU and one thread, so that sums have a fixed order and results are the same to the bit.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
-# Children of a server that has imported everything once: a fresh process in milliseconds instead of seconds.
+# Fork children from a server that has imported everything: a new process takes milliseconds instead of seconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["defectdiffu.training.run"])
 
@@ -74,7 +74,7 @@ def tiny_preset(**changes):
 
 
 def in_another_process(function, *arguments) -> int:
-    """Run it to its end; returns the exit code, -9 where it was killed."""
+    """Run the function in another process; return the exit code, -9 if it was killed."""
     process = processes.Process(target=_single_threaded, args=(function, *arguments))
     process.start()
     process.join()
@@ -87,7 +87,7 @@ def _single_threaded(function, *arguments) -> None:
 
 
 def stir(module: torch.nn.Module, seed: int = 0) -> None:
-    """Move every weight off its start: at adaLN-Zero all conditions give the same."""
+    """Change every weight from its initial value: with adaLN-Zero all conditions give the same output."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -100,7 +100,7 @@ def random_prompts(batch: int, dim: int, length: int = 5) -> PromptEmbedding:
 
 
 def random_pipeline(**changes):
-    """A pipeline whose weights are random and whose conditions matter."""
+    """A pipeline with random weights whose output depends on the conditions."""
     torch.manual_seed(0)
     preset = tiny_preset(**changes)
     vae = build_autoencoder(preset.autoencoder).eval()

@@ -1,4 +1,4 @@
-"""Fixtures for tests of what goes around the judge: small folders in MVTec AD's layout, a judge that knows nothing."""
+"""Fixtures for tests that use the judge: small folders in MVTec AD's layout, an untrained judge."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def only_that_judge(judge, monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every public weight is out of reach."""
+    """No public weights can be fetched."""
 
     def refuse(*args, **kwargs):
         raise OSError("no route to host")

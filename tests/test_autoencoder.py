@@ -36,7 +36,7 @@ def test_the_scaling_factor_scales_latents_and_is_taken_back():
 
 @torch.no_grad()
 def test_a_new_one_keeps_what_principal_components_keep():
-    """Patches that vary along three directions, each less than the one before: C components leave the others' error."""
+    """Patches vary along three directions with falling variance: C components leave the variance of the others."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.linalg.qr(torch.randn(48, 3, generator=generator)).Q * torch.tensor([0.6, 0.3, 0.1])
     patches = 0.2 + torch.randn(64, 8, 8, 3, generator=generator).clamp(-3, 3) @ directions.T
@@ -80,7 +80,7 @@ def test_difference_by_hand():
     squares = autoencoder.SQUARE_WEIGHT * 0.9**2 / 27
     assert float(autoencoder.difference(a, b)) == pytest.approx(0.9 / 27 + squares + 2 * (2 * 0.9 / 18))
     assert autoencoder.difference(a, a) == 0
-    flat = autoencoder.difference(a, a + 0.5)  # a shift of light has no edges
+    flat = autoencoder.difference(a, a + 0.5)  # a shift of brightness has no edges
     assert float(flat) == pytest.approx(0.5 + autoencoder.SQUARE_WEIGHT * 0.25)
 
 
@@ -100,7 +100,7 @@ def test_it_learns_to_reconstruct():
 
 
 class Shift(torch.nn.Module):
-    """Stands for an autoencoder that makes everything lighter by a constant."""
+    """A fake autoencoder that makes everything lighter by a constant."""
 
     def __init__(self, by: float):
         super().__init__()
@@ -124,7 +124,7 @@ def test_fidelity_by_hand():
     assert off["psnr_db"] == pytest.approx(20)  # an error of a tenth of full scale
     assert off["mask_iou"] == 1
     lost = autoencoder.fidelity(Shift(1.5), pictures, masks)
-    assert lost["mask_iou"] == pytest.approx(8 / 32)  # everything is called defect
+    assert lost["mask_iou"] == pytest.approx(8 / 32)  # everything is marked as defect
 
 
 def test_recombined_pictures_keep_their_values_and_differ_in_colour_or_through_a_mask():

@@ -1,4 +1,4 @@
-"""The notebooks as committed: in step with their twins, set up alike, runnable, part of the book, whole and light."""
+"""The committed notebooks: equal to their twins, the same set-up, runnable, part of the book, complete and small."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def address() -> str:
 
 
 def run_set_up(tmp_path, **installed):
-    """Run the set-up cell where only `installed` is there, by name and version; gives pip's arguments, or None."""
+    """Run the set-up cell with only `installed` available, by name and version; return pip's arguments, or None."""
     for name, version in installed.items():
         (tmp_path / f"{name}.py").touch()
         about = tmp_path / f"{name}-{version}.dist-info" / "METADATA"

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it writes, its exit codes."""
+"""The command line as a user sees it: what it prints, what it writes, its exit codes."""
 
 import json
 import sys
@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(run, weights, tmp_
         ),
         (["train", "--preset", "tinny", "--data", "DATA"], "unknown preset 'tinny': did you mean tiny?"),
         (["train", "--preset", "tiny", "--data", "NOWHERE"], "NOWHERE"),
-        (["evaluate", "ablations", *ABLATIONS, "--seeds", "0;1"], "seeds are whole numbers with commas between"),
+        (["evaluate", "ablations", *ABLATIONS, "--seeds", "0;1"], "seeds must be comma-separated whole numbers"),
         (["evaluate", "ablations", *ABLATIONS, "--variants", "one promt"], "unknown variant 'one promt'"),
     ],
 )

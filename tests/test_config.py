@@ -1,7 +1,7 @@
-import dataclasses
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from defectdiffu import PRESETS, InputError
 from defectdiffu.config import Preset, load_preset
@@ -27,7 +27,7 @@ def test_the_papers_loss_weights_are_in_its_preset():
 
 
 def test_presets_are_frozen(preset):
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError):
         preset.image_size = 1
 
 
@@ -48,13 +48,40 @@ def test_whole_numbers_are_good_floats():
     [
         ({"trainin": {}}, "unknown preset key 'trainin': did you mean training"),
         ({"training": {"stepz": 3}}, "unknown training key 'stepz': did you mean steps"),
-        ({"training": {"steps": 1.5}}, "training key 'steps' must be int, not 1.5"),
-        ({"training": {"steps": "many"}}, "training key 'steps' must be int, not 'many'"),
-        ({"training": {"compile": 1}}, "training key 'compile' must be bool, not 1"),
-        ({"training": {"steps": True}}, "training key 'steps' must be int, not True"),
-        ({"training": 3}, "'training' must hold named settings, not 3"),
-        ({"text": {"pretrained": 3}}, "text key 'pretrained' must be str or null, not 3"),
-        ({"image_size": None}, "preset key 'image_size' must be int, not None"),
+        ({"training": {"steps": 1.5}}, r"training\.steps is 1\.5: it should be a valid integer"),
+        ({"training": {"steps": "many"}}, "training.steps is 'many': it should be a valid integer"),
+        ({"training": {"compile": 1}}, "training.compile is 1: it should be a valid boolean"),
+        ({"training": {"steps": True}}, "training.steps is True: it should be a valid integer"),
+        ({"training": 3}, "training is 3: it should be a valid dictionary"),
+        ({"text": {"pretrained": 3}}, "text.pretrained is 3: it should be a valid string"),
+        ({"image_size": None}, "image_size is None: it should be a valid integer"),
+        ({"image_size": {"width": 3}}, "image_size is {'width': 3}: it should be a valid integer"),
+        # Ranges: what cannot be meant is refused before anything is built.
+        ({"training": {"batch_size": 0}}, "training.batch_size is 0: it should be greater than or equal to 1"),
+        ({"training": {"batch_size": -4}}, "training.batch_size is -4"),
+        ({"training": {"steps": -1}}, "training.steps is -1"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate is nan: it should be a finite number"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: it should be greater than 0"),
+        ({"training": {"checkpoint_every": 0}}, "training.checkpoint_every is 0"),
+        ({"training": {"seed": -1}}, "training.seed is -1"),
+        ({"training": {"seed": 2**70}}, "training.seed is 1180591620717411303424: it should be less than or equal to"),
+        ({"training": {"ema_decay": 2}}, "training.ema_decay is 2: it should be less than"),
+        ({"training": {"p1": 1.5}}, "training.p1 is 1.5: it should be less than or equal to 1"),
+        ({"image_size": -1}, "image_size is -1"),
+        ({"image_size": 65}, r"preset: image_size 65 is not a multiple of 8 \(autoencoder"),
+        ({"image_size": 100_000}, "image_size is 100000: it should be less than or equal to 16384"),
+        ({"autoencoder": {"downsample": 3}}, "autoencoder.downsample is 3: it should be 1, 2, 4, 8, 16 or 32"),
+        ({"model": {"width": 0}}, "model.width is 0"),
+        ({"model": {"width": 10**9}}, "model.width is 1000000000"),
+        ({"model": {"width": 100, "heads": 3}}, "model: width 100 is not a multiple of heads 3"),
+        ({"model": {"defect_blocks": -8}}, "model.defect_blocks is -8"),
+        ({"model": {"patch_size": 0}}, "model.patch_size is 0"),
+        ({"model": {"prediction": "noize"}}, "model.prediction is 'noize': it should be 'noise' or 'velocity'"),
+        ({"text": {"heads": 3}}, "text: width 64 is not a multiple of heads 3"),
+        ({"text": {"layers": 0}}, "text.layers is 0"),
+        ({"sampling": {"w_d": 1e30}}, r"sampling.w_d is 1e\+30"),
+        ({"sampling": {"guidance": "free"}}, "sampling.guidance is 'free'"),
+        ({"training": {"steps": -1, "batch_size": 0}}, "steps is -1.*; training.batch_size is 0"),
     ],
 )
 def test_bad_settings_are_named(changes, message):

@@ -29,5 +29,5 @@ def test_json_is_whole_or_not_there(tmp_path):
 def test_space_is_asked_for_only_where_there_is_none(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300)):
-        with pytest.raises(InputError, match=r"could not write .*name another place"):
+        with pytest.raises(InputError, match=r"could not write .*choose another path"):
             write_json(path, {})

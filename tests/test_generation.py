@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +13,22 @@ from PIL import Image
 from defectdiffu import InputError, generation
 from defectdiffu.data.folder import read_folder
 from defectdiffu.data.validate import check_folder
-from defectdiffu.generation import generate_folder, load_pipeline
+from defectdiffu.files import locked
+from defectdiffu.generation import generate_folder, load_pipeline, weakness
 from defectdiffu.pipeline import DefectDiffuOutput, DefectDiffuPipeline
 
 
 @pytest.fixture
 def drawing(pipe, monkeypatch):
-    """A pipeline that draws instead of sampling: image s is grey s, and odd seeds have no mask."""
+    """A pipeline that paints instead of sampling: image s is grey s, and odd seeds have no mask."""
     calls = []
 
-    def call(self, product, defect, *, num_images, seeds, **settings):
+    def call(self, product, defect, *, num_images, seeds, callback, **settings):
         calls.append({"seeds": seeds, **settings})
         masks = [np.full((32, 32), 0 if s % 2 else 255, np.uint8) * (np.arange(32) < 8) for s in seeds]
         images = [Image.new("RGB", (32, 32), (s, s, s)) for s in seeds]
-        return DefectDiffuOutput(images, [Image.fromarray(m.astype(np.uint8)) for m in masks], np.stack(masks) / 255)
+        masks = [m.astype(np.uint8) for m in masks]
+        return DefectDiffuOutput(images, [Image.fromarray(m) for m in masks], np.stack(masks) / 255, list(seeds))
 
     monkeypatch.setattr(type(pipe), "__call__", call)
     return pipe, calls
@@ -56,13 +59,22 @@ def test_good_images_need_no_mask(drawing, tmp_path):
     assert not check_folder(tmp_path)
 
 
+def test_good_images_are_to_train_on_and_to_test_on(drawing, tmp_path):
+    """Loaders of MVTec AD's layout look for train/good."""
+    pipe, _ = drawing
+    generate_folder(pipe, tmp_path, "tile", "good", num=12)
+    kept = {part: sorted((tmp_path / "tile" / part / "good").iterdir()) for part in ("train", "test")}
+    grey = {part: [np.asarray(Image.open(f))[0, 0, 0] for f in files] for part, files in kept.items()}
+    assert grey == {"test": [0, 5, 10], "train": [1, 2, 3, 4, 6, 7, 8, 9, 11]}
+
+
 def test_a_second_pair_is_added_and_the_same_one_refused(drawing, tmp_path):
     pipe, _ = drawing
     generate_folder(pipe, tmp_path, "tile", "crack", num=1)
     generate_folder(pipe, tmp_path, "tile", "hole", num=1)
     assert len(json.loads((tmp_path / "generation.json").read_text())) == 2
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"tile/test/hole exists: choose another --out"):
+    with pytest.raises(InputError, match=r"tile/ground_truth/hole exists: choose another --out, or add"):
         generate_folder(pipe, tmp_path, "tile", "hole", num=1)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -81,7 +93,7 @@ def test_what_is_asked_for_reaches_the_pipeline_and_the_record(drawing, tmp_path
     pipe, calls = drawing
     asked = {"w_d": 2.5, "w_p": 1.5, "steps": 7, "guidance": "defect_only"}
     record = generate_folder(pipe, tmp_path, "tile", "crack", num=1, **asked)
-    settings = {"w_d": 2.5, "w_p": 1.5, "num_inference_steps": 7, "guidance": "defect_only"}
+    settings = {"w_d": 2.5, "w_p": 1.5, "num_inference_steps": 7, "guidance": "defect_only", "check": 0.0}
     assert calls[0] == {"seeds": [0], "batch_size": 1, **settings}
     assert [record[k] for k in ("w_d", "w_p", "num_inference_steps", "guidance")] == [2.5, 1.5, 7, "defect_only"]
 
@@ -89,12 +101,104 @@ def test_what_is_asked_for_reaches_the_pipeline_and_the_record(drawing, tmp_path
 def test_nothing_is_written_where_no_image_has_a_mask(pipe, monkeypatch, tmp_path):
     def call(self, product, defect, *, num_images, seeds, **settings):
         blank = np.zeros((num_images, 32, 32), np.uint8)
-        return DefectDiffuOutput([Image.new("RGB", (32, 32))] * num_images, [Image.fromarray(b) for b in blank], blank)
+        return DefectDiffuOutput(
+            [Image.new("RGB", (32, 32))] * num_images, [Image.fromarray(b) for b in blank], blank, list(seeds)
+        )
 
     monkeypatch.setattr(type(pipe), "__call__", call)
     with pytest.raises(InputError, match=r"none of 16 images of tile with crack has a mask.*nothing was written"):
         generate_folder(pipe, tmp_path / "out", "tile", "crack", num=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_are_added_to_those_that_are_there(drawing, tmp_path):
+    pipe, calls = drawing
+    generate_folder(pipe, tmp_path, "tile", "crack", num=2)  # of the seeds 0 and 2
+    before = files(tmp_path / "tile")
+    calls.clear()
+    record = generate_folder(pipe, tmp_path, "tile", "crack", num=2, append=True)
+    assert calls[0]["seeds"] == [3, 4]
+    assert record["seeds"] == [4, 6]
+    after = files(tmp_path / "tile")
+    assert {name: after[name] for name in before} == before
+    assert [Path(name).name for name in after if "test" in name] == ["000.png", "001.png", "002.png", "003.png"]
+    assert not check_folder(tmp_path)
+
+
+def test_pairs_are_added_to_real_ones(drawing, tmp_path):
+    pipe, _ = drawing
+    for name in ("test/crack/017.png", "ground_truth/crack/017_mask.png"):
+        (tmp_path / "tile" / name).parent.mkdir(parents=True)
+        Image.new("RGB" if "test" in name else "L", (32, 32), 9).save(tmp_path / "tile" / name)
+    generate_folder(pipe, tmp_path, "tile", "crack", num=1, append=True)
+    assert [f.name for f in sorted((tmp_path / "tile" / "test" / "crack").iterdir())] == ["017.png", "018.png"]
+
+
+@pytest.fixture
+def checking(pipe, monkeypatch):
+    """A pipeline whose image s has the ratio s, and whose odd seeds have no mask."""
+
+    def call(self, product, defect, *, num_images, seeds, check, **settings):
+        kept = [s for s in seeds if s >= check]
+        marks = [np.full((32, 32), 0 if s % 2 else 255, np.uint8) for s in kept]
+        images = [Image.new("RGB", (32, 32), (s, s, s)) for s in kept]
+        ratios = [float(s) for s in seeds]
+        return DefectDiffuOutput(images, [Image.fromarray(m) for m in marks], np.zeros(1), kept, ratios)
+
+    monkeypatch.setattr(type(pipe), "__call__", call)
+    return pipe
+
+
+def test_pairs_that_fail_their_check_are_left_out_and_written_down(checking, tmp_path):
+    record = generate_folder(checking, tmp_path, "tile", "crack", num=2, check=3.0)
+    assert record["seeds"] == [4, 6]
+    assert record["ratios"] == {s: float(s) for s in range(7)}
+    (written,) = json.loads((tmp_path / "generation.json").read_text())
+    assert (written["check"], written["ratios"]["2"]) == (3.0, 2.0)
+    assert [np.asarray(Image.open(s.image))[0, 0, 0] for s in read_folder(tmp_path)] == [4, 6]
+
+
+def test_no_more_seeds_are_checked_than_allowed(checking, tmp_path):
+    with pytest.raises(InputError, match=r"none of 6 images of tile with crack passes; nothing was written"):
+        generate_folder(checking, tmp_path / "out", "tile", "crack", num=2, check=200.0, attempts=3)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="'good' cannot be checked"):
+        generate_folder(checking, tmp_path / "out", "tile", "good", num=2, check=2.0)
+    with pytest.raises(InputError, match="check is 300"):
+        generate_folder(checking, tmp_path / "out", "tile", "crack", num=2, check=300.0)
+
+
+def test_two_calls_do_not_write_the_same_pairs(drawing, tmp_path):
+    pipe, _ = drawing
+    with (
+        locked(tmp_path / ".part-tile-crack", "generates these pairs"),
+        pytest.raises(InputError, match=r"another process generates these pairs in .*part-tile-crack"),
+    ):
+        generate_folder(pipe, tmp_path, "tile", "crack", num=1)
+    generate_folder(pipe, tmp_path, "tile", "crack", num=1)
+
+
+def test_a_damaged_record_is_named_before_anything_is_sampled(drawing, tmp_path):
+    pipe, calls = drawing
+    (tmp_path / "generation.json").write_text('[{"product": "ti')
+    with pytest.raises(InputError, match=r"generation\.json is damaged"):
+        generate_folder(pipe, tmp_path, "tile", "crack", num=1)
+    assert not calls and [f.name for f in tmp_path.iterdir()] == ["generation.json"]
+
+
+def test_what_the_weights_cannot_do_is_said(pipe, tmp_path):
+    pair = {"product_accuracy": 0.98, "defect_accuracy": 0.125, "mask_iou": 0.02}
+    good = {"product_accuracy": 0.98, "defect_accuracy": 0.9, "mask_iou": 0.5}
+    pipe.register_to_config(_name_or_path=str(tmp_path))
+    assert weakness(pipe, "tile", "crack") is None
+    record = {"seeds": [0] * 50, "settings": {"w_d": 1.5}}
+    record["per_pair"] = {"trained": {"tile crack": pair, "tile hole": good}, "held_out": {}, "rendered_held_out": {}}
+    (tmp_path / "oracle.json").write_text(json.dumps(record))
+    assert weakness(pipe, "tile", "hole") is None
+    assert weakness(pipe, "tile", "bent") is None
+    assert "of 50 pictures at w_d = 1.5 the judge named the product in 98%, the defect in 12%" in weakness(
+        pipe, "tile", "crack"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,10 +240,12 @@ def finished(tmp_path_factory):
 
 def test_a_killed_generation_goes_on_where_it_stopped(finished, tmp_path):
     out = tmp_path / "out"
-    deaths = [("DefectDiffuPipeline.__call__", 2), ("write_atomically", 24), ("shutil.copyfile", 7), ("append", 1)]
+    deaths = [("DefectDiffuPipeline.__call__", 2), ("write_atomically", 24), ("shutil.copyfile", 7), ("add_record", 1)]
     for place, count in [*deaths, ("shutil.rmtree", 1)]:
         assert in_another_process(killed, out, place, count) == -signal.SIGKILL
-        assert not (out / "tile" / "test").exists() or len(list((out / "tile" / "test" / "good").iterdir())) == 20
+        for part, count in ("train", 16), ("test", 4):
+            folder = out / "tile" / part / "good"
+            assert not folder.exists() or len(list(folder.iterdir())) == count
     assert in_another_process(generate, out) == 0
     assert files(out) == files(finished)
 
@@ -166,7 +272,7 @@ def test_images_that_are_there_are_not_made_again(drawing, tmp_path):
 
 
 def test_a_stopped_generation_goes_on_in_smaller_batches(drawing, tmp_path):
-    """As after a GPU's memory ran out: what is there stays."""
+    """As after a GPU's memory ran out: finished images are kept."""
     pipe, calls = drawing
     draw = type(pipe).__call__
 
@@ -228,7 +334,7 @@ def test_weights_that_do_not_fit_are_explained(weights, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a/../../victim", "../victim", "hazelnut/crack", "", ".", "C:x", "a\nb"])
 def test_no_name_leads_out_of_the_folder(pipe, tmp_path, name):
-    """Neither asked for nor brought along by weights of others; a folder outside keeps what it has."""
+    """Neither a requested name nor a name in others' weights; a folder outside is not changed."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "kept").touch()
@@ -252,6 +358,8 @@ def test_no_name_leads_out_of_the_folder(pipe, tmp_path, name):
         ({"steps": 1001}, "steps is 1001"),
         ({"seed": -1, "num": 1}, "seed"),
         ({"seed": 2**64}, "seed"),
+        ({"num": 10**9}, "num is 1000000000"),
+        ({"attempts": 0}, "attempts is 0"),
     ],
 )
 def test_bad_numbers_are_named_and_leave_nothing(pipe, tmp_path, asked, message):

@@ -58,7 +58,7 @@ def test_algorithm_1_of_a_good_image(p1):
 
 
 def test_algorithm_1_draws_the_same_count_whatever_happens():
-    """So that what follows in the stream does not depend on the picture."""
+    """So that later random numbers do not depend on the picture."""
     after = []
     for defect in ("crack", GOOD):
         rng = np.random.default_rng(5)
@@ -186,7 +186,7 @@ def test_unknown_guidance_is_named(pipe):
 @FORMS
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 def test_guiding_the_velocity_is_guiding_the_noise(form, name):
-    """The same branches said as noise and as velocity: the same guided noise, x_0 and next latent at every step."""
+    """The same branches as noise and as velocity: the same guided noise, x_0 and next latent at every step."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn() -> torch.Tensor:

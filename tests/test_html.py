@@ -1,6 +1,5 @@
-"""The built book: every page of the contents is there, every link inside it leads somewhere, nothing is loaded from a
-server, every image has words for those who do not see it. DEFECTDIFFU_HTML names the folder, as `make test` does;
-without it these checks are skipped.
+"""The built book: every page of the contents exists, every internal link works, nothing is loaded from a server, every
+image has an alt text. DEFECTDIFFU_HTML names the folder, as `make test` does; without it these checks are skipped.
 """
 
 import os
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.skipif("DEFECTDIFFU_HTML" not in os.environ, reason="DE
 
 
 class Page(HTMLParser):
-    """What a page has: (tag, address) of its links and files, places that an address can end in, alts of its images."""
+    """A page's content: (tag, address) of its links and files, its anchors, the alt texts of its images."""
 
     def __init__(self, text):
         super().__init__()
@@ -68,7 +67,7 @@ def test_nothing_is_loaded_from_a_server(pages):
 
 
 def test_every_image_is_told_in_words(pages):
-    """A figure that a cell shows gets them from the cell's metadata, `mystnb={"image": {"alt": "..."}}` in the twin."""
+    """A cell's figure gets its alt text from the cell's metadata, `mystnb={"image": {"alt": "..."}}` in the twin."""
     wordless = [
         f"{path.relative_to(HTML)}: {alt or 'an image without alt'}"
         for path, page in pages.items()

@@ -1,4 +1,4 @@
-"""The script that counts imports, on a toy package and on ours."""
+"""The script that counts imports, on a toy package and on our package."""
 
 import draw_imports
 import pytest

@@ -30,7 +30,7 @@ def test_velocity_by_hand():
 
 
 def test_velocity_picture_and_noise_are_one_statement():
-    """At every step a velocity gives back the picture and the noise it was made of; diffusers has the same one."""
+    """At every step a velocity gives back the picture and the noise it was made of; diffusers has the same formula."""
     scheduler = DDPMScheduler(1000)
     t = torch.arange(1000)
     x, noise = torch.randn(2, 1000, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def random_batch(region: float) -> dict:
 
 
 def attention_gradient(**loss) -> float:
-    """How strongly the losses on the noise pull at the cross-attention's queries; the mask's loss is weighted 0."""
+    """Gradient of the noise losses in the cross-attention's queries; the mask's loss is weighted 0."""
     pipe = random_pipeline()
     for block in pipe.transformer.defect_part:  # the maps reach the noise through the values alone
         block.cross_attention.to_v.weight.data.zero_()

@@ -20,7 +20,7 @@ from defectdiffu.training.planning import meta_parts
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors made in this block: the most that were there at once."""
+    """Bytes of the tensors made in this block: the most in memory at once."""
 
     def __init__(self):
         super().__init__()
@@ -182,8 +182,8 @@ def test_pairs_are_sampled_tiled_and_in_half_precision(pipe, vae):
 
 
 def test_offloaded_parts_are_fetched_when_they_are_called(pipe):
-    """diffusers' CPU offload puts a hook on each part, which must fire for the transformer's two halves as well; and
-    the parts take turns once a batch, however many steps there are."""
+    """diffusers' CPU offload adds a hook to each part, which must also fire for the transformer's two halves; and
+    the parts are swapped once per batch, for any number of steps."""
     fetched = []
 
     class Hook:
@@ -202,10 +202,10 @@ def test_offloaded_parts_are_fetched_when_they_are_called(pipe):
 
 
 def test_offloading_changes_no_picture_and_leaves_no_part_on_the_gpu(pipe):
-    """Here the GPU is the CPU: what the hooks do can be seen, if not the memory."""
+    """Here the GPU is the CPU: this tests the hooks, not the memory."""
     plain = pipe("tile", "crack", num_images=3, batch_size=2)
     pipe.enable_model_cpu_offload(device="cpu")
     before = pipe._all_hooks
     offloaded = pipe("tile", "crack", num_images=3, batch_size=2)
     assert [i.tobytes() for i in offloaded.images] == [i.tobytes() for i in plain.images]
-    assert pipe._all_hooks is not before  # all were taken off, and put on anew
+    assert pipe._all_hooks is not before  # all were removed and added again

@@ -89,7 +89,7 @@ def test_a_new_transformer_changes_nothing(attention_over):
 @BOTH
 @torch.no_grad()
 def test_every_input_matters(attention_over):
-    """Background prompts reach the noise alone; the defect prompt the maps and the mask as well."""
+    """Every input changes the noise; every input except the fusion prompt changes the maps and the mask, too."""
     model, given = small(attention_over=attention_over), inputs()
     stir(model)
     out = model(**given)
@@ -139,7 +139,7 @@ def test_attention_over_tokens_looks_where_the_mask_allows():
 @BOTH
 @torch.no_grad()
 def test_patches_return_to_their_places(attention_over):
-    """A model whose last layer says the number of each value within its patch and channel."""
+    """A model whose last layer outputs the index of each value within its patch and channel."""
     model = small(attention_over=attention_over)
     model.final.bias.copy_(torch.arange(16.0))
     picture = model(**inputs(1)).sample[0]

@@ -1,7 +1,7 @@
-"""The built book in a browser with no network: no script error, sliders that move, nothing cut off on a phone.
+"""The built book in a browser without network: no script error, sliders that move, nothing cut off on a phone.
 
-`make test` names the folder of the built pages in DEFECTDIFFU_HTML; a screenshot of every page, wide and narrow, lands
-beside it in screenshots/. Skipped where there is no such folder, no Chromium or no playwright.
+`make test` names the folder of the built pages in DEFECTDIFFU_HTML; a screenshot of every page, wide and narrow, is
+saved next to it in screenshots/. Skipped without such a folder, Chromium or playwright.
 """
 
 import os
@@ -24,7 +24,7 @@ PAGES = [page for page in sorted(HTML.rglob("*.html")) if page != ENTRANCE and "
 WITH_SLIDER = [page for page in PAGES if 'type="range"' in page.read_text()]
 WIDE, PHONE = {"width": 1300, "height": 900}, {"width": 390, "height": 844}
 
-# What reaches beyond the right edge, with no box around it that scrolls. Text for screen readers alone has 1 pixel.
+# Elements beyond the right edge that are not in a scrolling box. Text only for screen readers has 1 pixel.
 CUT_OFF = """() => {
     const scrolls = element => ['auto', 'scroll'].includes(getComputedStyle(element).overflowX);
     const boxed = element => element && (scrolls(element) || boxed(element.parentElement));
@@ -51,7 +51,7 @@ def browser():
 def tab(browser):
     """A new tab without network; `tab.troubles` lists script errors, missing files and calls for a server."""
     context = browser.new_context(viewport=WIDE, offline=True, has_touch=True)
-    context.set_default_timeout(120_000)  # milliseconds: a busy machine takes its time
+    context.set_default_timeout(120_000)  # milliseconds: a busy machine is slow
     tab = context.new_page()
     tab.troubles = []
     tab.on("pageerror", lambda error: tab.troubles.append(f"script: {error}"))

@@ -9,7 +9,7 @@ import torch
 from helpers import DEFECTS, in_another_process, random_pipeline
 from safetensors.torch import load_file, save_file
 
-from defectdiffu import DefectDiffuPipeline, InputError
+from defectdiffu import DefectDiffuPipeline, InputError, pipeline
 from defectdiffu.pipeline import PREDICTION_TYPES
 
 
@@ -18,7 +18,7 @@ def pixels(out) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal up to the last bit of a sum, which may round a pixel to its neighbour."""
+    """Equal up to rounding, which may change a pixel by one."""
     return np.abs(a - b).max() <= 1
 
 
@@ -90,7 +90,7 @@ def test_seeds_are_counted_from_zero(pipe):
 
 
 def test_names_go_image_by_image(pipe):
-    """Many pairs in one batch: each picture is the one that it is alone, whatever stands beside it."""
+    """Many pairs in one batch: each picture is the same as when generated alone."""
     given = {"product": ["tile", "hazelnut", "tile"], "defect": ["crack", "hole", "good"], "seeds": [5, 6, 7]}
     together, one_by_one = pipe(**given), pipe(**given, batch_size=1)
     assert len(together.images) == 3
@@ -115,7 +115,7 @@ def test_w_d_goes_image_by_image(pipe):
 
 
 def test_every_frame_of_a_sweep_starts_from_the_same_noise(pipe):
-    """What each branch predicts in the first step, before guidance acts, is the same for every w_d."""
+    """Each branch's prediction in the first step, before guidance, is the same for every w_d."""
     seen = []
     pipe(
         product="tile",
@@ -156,13 +156,13 @@ def test_any_scheduler_works(pipe, name):
     assert all(x.isfinite().all() for x in latents)
     assert np.isfinite(out.mask_probs).all()
     assert pixels(out).std() > 0
-    assert (pixels(pipe(**given)) == pixels(out)).all()  # nothing is left over from the call before
+    assert (pixels(pipe(**given)) == pixels(out)).all()  # no state is left from the previous call
 
 
 @pytest.mark.parametrize("prediction", ["noise", "velocity"])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
-    """A scheduler made for the other prediction gives the same pictures as one made for this."""
+    """A scheduler made for the other prediction gives the same pictures as one made for this prediction."""
     pipe = random_pipeline(model={"prediction": prediction})
     given = {"product": "tile", "defect": "crack", "num_images": 2}
     pictures = []
@@ -175,7 +175,7 @@ def test_the_scheduler_follows_what_the_transformer_predicts(name, prediction):
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
 def test_latents_are_not_cut_to_the_range_of_pixels(pipe, name):
-    """Neither by a scheduler of the pipeline's own configuration nor by a new one, which would cut them by default."""
+    """Neither by a scheduler of the pipeline's own configuration nor by a new one, which clips them by default."""
     given = {"product": "tile", "defect": "crack", "num_images": 2}
     kind, pictures = getattr(diffusers, name), []
     for scheduler in (kind(clip_sample=False), kind.from_config(pipe.scheduler.config), kind()):
@@ -198,7 +198,7 @@ def test_a_scheduler_that_knows_no_prediction_is_refused(pipe):
 
 
 class Constant:
-    """A decoder that paints all of a latent's mean: masks can be followed by hand."""
+    """A decoder whose output is the latent's mean everywhere: masks can be computed by hand."""
 
     dtype = torch.float32
 
@@ -229,6 +229,29 @@ def test_the_precision_is_taken_by_either_name(saved, name):
     assert DefectDiffuPipeline.from_pretrained(saved, **{name: torch.bfloat16}).transformer.dtype == torch.bfloat16
 
 
+def test_a_check_compares_each_picture_with_its_twin_and_keeps_those_that_pass(pipe, monkeypatch):
+    asked = {"product": "tile", "defect": "crack", "seeds": [5, 6, 7], "num_inference_steps": 2}
+    plain, without = pipe(**asked, w_d=3.0), pipe(**asked, w_d=0.0)
+    seen = []
+
+    def ratios(*arrays):
+        seen.append(arrays)
+        return np.array([3.0, 1.0, 2.0])
+
+    monkeypatch.setattr(pipeline, "change_ratio", ratios)
+    out = pipe(**asked, w_d=3.0, check=True)
+    (images, twins, marked, twin_marked), *others = seen
+    assert not others and marked.dtype == twin_marked.dtype == bool
+    np.testing.assert_array_equal(images, [np.asarray(i) for i in plain.images])
+    np.testing.assert_array_equal(twins, [np.asarray(i) for i in without.images])
+    np.testing.assert_array_equal(marked, [np.asarray(m) > 0 for m in plain.masks])
+    np.testing.assert_array_equal(twin_marked, [np.asarray(m) > 0 for m in without.masks])
+    assert (out.seeds, out.ratios) == ([5, 7], [3.0, 1.0, 2.0])
+    assert [i.tobytes() for i in out.images] == [plain.images[i].tobytes() for i in (0, 2)]
+    assert out.mask_probs.shape == (2, 32, 32)
+    assert not pipe(**asked, check=4.0).images
+
+
 def test_half_precision(pipe):
     full = pixels(pipe(product="tile", defect="crack", num_images=2))
     pipe.to(torch.bfloat16)
@@ -241,7 +264,7 @@ def test_half_precision(pipe):
 
 
 def digest(pipe) -> str:
-    """Of everything a pipeline makes."""
+    """A hash of all outputs of a pipeline."""
     out = pipe(product="tile", defect="crack", num_images=2, seeds=[3, 4])
     arrays = [*map(np.asarray, out.images), *map(np.asarray, out.masks), out.mask_probs]
     return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
@@ -278,8 +301,11 @@ def test_what_was_trained_on_travels_with_the_weights(saved):
         ({"defect": ["crack", "rust"]}, "rust"),
         ({"num_images": 3, "w_d": [1.0, 2.0]}, "2 w_d for 3 images"),
         ({"num_images": 0}, "must be at least 1"),
-        ({"num_inference_steps": -1}, "must be at least 1"),
+        ({"num_inference_steps": -1}, "num_inference_steps is -1: it must be from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
         ({"batch_size": 0}, "must be at least 1"),
+        ({"check": -1.0}, "check is -1.0"),
+        ({"defect": "good", "check": True}, "'good' cannot be checked"),
     ],
 )
 def test_bad_arguments_are_named(pipe, changes, message):

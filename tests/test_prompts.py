@@ -68,7 +68,7 @@ def test_conditions_put_each_prompt_in_its_place(encoder):
 
 def test_with_gradients_nothing_is_cached_and_the_encoder_learns(encoder):
     embedded = encoder(["A photo of tile"] * 3)
-    # Not the plain sum: a fresh layer norm's is 0 whatever its input, and so is its gradient but for rounding.
+    # Not the plain sum: the sum of a new layer norm is 0 for any input, and so is its gradient except for rounding.
     (embedded.pooled * torch.arange(embedded.pooled.shape[1])).sum().backward()
     assert encoder.text_encoder.embeddings.token_embedding.weight.grad.abs().max() > 1e-3
     with torch.no_grad():

@@ -82,7 +82,7 @@ def test_static_slider_wants_one_value_per_frame(image, frames, values):
 
 
 class Pipe:
-    """Stands in for a pipeline: keeps what it is asked for and returns one pair for each seed."""
+    """A fake pipeline: records its calls and returns one pair for each seed."""
 
     products, defects = ("tile", "wood"), ("crack",)
     config: ClassVar = {"w_d": 1.0, "w_p": 2.0, "num_inference_steps": 3}

@@ -1,4 +1,4 @@
-"""Unpacking archives of strangers: nothing lands outside the folder, no link, no half-filled disk."""
+"""Unpacks untrusted archives safely: no file outside the folder, no links, no full disk."""
 
 import shutil
 import stat
@@ -14,15 +14,16 @@ from typing import IO
 from defectdiffu.errors import InputError
 from defectdiffu.files import writing
 
-RESERVE = 200_000_000  # bytes of the disk that are left free
+RESERVE = 200_000_000  # bytes of the disk to leave free
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a tar (plain, gz, bz2, xz) or zip archive into the new folder `folder`: all of it, or nothing.
 
-    Members are regular files and folders. Raises `InputError` that names the archive and the member: for a path that is
-    absolute or holds "..", a link, a device, a truncated or damaged archive, too little room, a folder that is there.
+    Members must be regular files and folders. Raises an `InputError` that names the archive and the member: for a path
+    that is absolute or holds "..", a link, a device, a truncated or damaged archive, too little disk space, a `folder`
+    that exists.
     """
     if folder.exists():
         raise InputError(f"{folder} exists: choose another folder to unpack {archive.name} into")
@@ -32,7 +33,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{archive} cannot be read: {error.strerror}") from error
     if members is None:
-        raise InputError(f"{archive} is neither a tar nor a zip archive, or its download broke off")
+        raise InputError(f"{archive} is neither a tar nor a zip archive, or its download is incomplete")
 
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                     if target.stat().st_size != size:
                         raise EOFError(f"{name} has {target.stat().st_size} of {size} bytes")
             except DAMAGED as error:
-                raise InputError(f"{archive} is truncated or damaged ({error}): get it again") from error
+                raise InputError(f"{archive} is truncated or damaged ({error}): download it again") from error
             inside.rename(folder)
     return folder
 
@@ -59,13 +60,13 @@ def check_room(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if size + RESERVE > free:
         raise InputError(
-            f"no room for {what}: it takes {size / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free, "
-            f"of which {RESERVE / 1e9:.1f} GB stay free"
+            f"not enough disk space for {what}: it needs {size / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free, "
+            f"of which {RESERVE / 1e9:.1f} GB must stay free"
         )
 
 
 def _safe(name: str, archive: Path) -> Path:
-    """A member's path, relative and inside. A backslash or a drive would lead elsewhere on another system."""
+    """A member's path, checked to be relative and inside. Backslashes and drives could point outside on Windows."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in "".join(path.parts[:1]):
         raise InputError(f"{archive} refused: its member '{name}' points outside the folder it is unpacked into")
@@ -82,7 +83,7 @@ def _tar(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                 _safe(member.name, archive)
             elif member.isreg():
                 content = tar.extractfile(member)
-                assert content is not None  # as for every regular file
+                assert content is not None  # it is a regular file
                 yield member.name, member.size, content
             else:
                 kind = f"a link to '{member.linkname}'" if member.issym() or member.islnk() else "a device"

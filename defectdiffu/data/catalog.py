@@ -1,23 +1,23 @@
-"""Names and habits of known products: the paper's Table 2 (supplement), and which augmentations a product allows.
+"""Names and augmentations of known products: the paper's Table 2 (supplement), and what each product allows.
 
 Table 2 renames the 73 defect types of MVTec AD so that one morphology has one name on every product ("poke" on leather
-is a hole, as it is on a cable); that is what lets a defect learnt on one product be asked for on another.
+is a hole, as on a cable); so a defect learned on one product can be generated on another.
 
 How the table is read here. It is printed as two columns of products side by side whose rows do not line up: one row
-may hold a defect of the carpet and one of the wood, and a product's name stands beside the middle of its group. The
+may hold a defect of the carpet and one of the wood, and a product's name is printed at the middle of its group. The
 groups below follow the folders of MVTec AD, and every one of the 73 folders has exactly one row. Names are in folder
 spelling; the paper prints spaces, except for "cable_swap" and zipper's "split_teeth".
 
-What may surprise:
+Unexpected names:
 - toothbrush has a single type, "defective", which becomes "bent": most of its images show bent bristles, some show
   bristles missing or smeared.
 - zipper: both fabric types become "cut", though "fabric_interior" is as often a worn spot; "squeezed_teeth" becomes
   capsule's "squeeze".
 - screw's "thread_side" and "thread_top", damage to the thread that is cut into the metal, become "thread", the name
   of the loose fibre on carpet and grid: one word, two morphologies.
-- "glue" becomes "liquid", but tile's "glue_strip" stays; "contamination" and "metal_contamination" stay apart, as do
-  hazelnut's "print" and the "faulty_imprint" of capsule and pill.
-- "combined" (cable, pill, wood, zipper) and "rough" (tile, zipper) keep one name for unlike things.
+- "glue" becomes "liquid", but tile's "glue_strip" stays; "contamination" and "metal_contamination" stay separate, as
+  do hazelnut's "print" and the "faulty_imprint" of capsule and pill.
+- "combined" (cable, pill, wood, zipper) and "rough" (tile, zipper) each name several different morphologies.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ UNIFIED: dict[str, dict[str, str]] = {
         "split_teeth": "split",
         "squeezed_teeth": "squeeze",
     },
-    # Not in the paper: the magnetic tiles of Huang et al., named in the same spirit.
+    # Not in the paper: the magnetic tiles of Huang et al., named by the same rule.
     "magnetic_tile": {
         "blowhole": "hole",
         "break": "broken",
@@ -141,23 +141,23 @@ UNIFIED: dict[str, dict[str, str]] = {
 def unify(product: str, defect: str) -> str:
     """Return the unified name of a product's defect; a pair that is not in the table keeps its own name.
 
-    Unified names map to themselves, so that a folder which uses them already is read unchanged.
+    Unified names map to themselves, so a folder that already uses them is read unchanged.
     """
     return UNIFIED.get(product, {}).get(defect, defect)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a product's image and mask together without making a picture that cannot occur.
+    """Augmentations of a product's image and mask that never make an impossible picture.
 
     flip_h         mirror left and right
     flip_v         mirror top and bottom
-    quarter_turns  turn by 90, 180 and 270 degrees
-    shift          largest move along each axis, as a fraction of the side
+    quarter_turns  rotate by 90, 180 and 270 degrees
+    shift          largest shift along each axis, as a fraction of the side
     zoom           largest relative change of scale, in and out
     light          largest relative change of brightness, up and down
 
-    The defaults suit a product of which nothing is known: whether it is printed on, or which way is up.
+    The defaults suit an unknown product, which may have print on it or a fixed upright position.
     """
 
     flip_h: bool = False
@@ -169,7 +169,7 @@ class Augmentation:
 
 
 _TEXTURE = Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.1, zoom=0.1, light=0.1)
-_GRAINED = Augmentation(flip_h=True, flip_v=True, shift=0.1, zoom=0.1, light=0.1)  # its direction never changes
+_GRAINED = Augmentation(flip_h=True, flip_v=True, shift=0.1, zoom=0.1, light=0.1)  # the grain's direction is fixed
 
 AUGMENT: dict[str, Augmentation] = {
     "carpet": _TEXTURE,
@@ -181,9 +181,9 @@ AUGMENT: dict[str, Augmentation] = {
     "bottle": Augmentation(flip_h=True, flip_v=True, quarter_turns=True),
     "hazelnut": Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.05, zoom=0.05, light=0.1),
     "metal_nut": Augmentation(quarter_turns=True),  # mirrored, it would be its own defect "flip"
-    "screw": Augmentation(shift=0.05),  # mirrored, its thread would be left-handed; turned, it is lit from elsewhere
+    "screw": Augmentation(shift=0.05),  # mirroring would make the thread left-handed; rotation would move the light
     "toothbrush": Augmentation(flip_h=True),  # the handle is at the bottom
-    "transistor": Augmentation(flip_h=True, zoom=0.0),  # legs down; further moves would be its defect "misplaced"
+    "transistor": Augmentation(flip_h=True, zoom=0.0),  # legs down; larger shifts would be its defect "misplaced"
     "zipper": Augmentation(flip_h=True, flip_v=True),  # the tape runs from top to bottom
     "cable": Augmentation(),  # mirrored, its colours would be in the order of its defect "cable_swap"
     "capsule": Augmentation(),  # print
@@ -192,5 +192,5 @@ AUGMENT: dict[str, Augmentation] = {
 
 
 def augmentation(product: str) -> Augmentation:
-    """Return what the product allows; for a product that is not in `AUGMENT`, the conservative default."""
+    """Return the augmentations the product allows; for a product not in `AUGMENT`, the conservative default."""
     return AUGMENT.get(product, Augmentation())

@@ -1,10 +1,10 @@
-"""The paper's three data sets: where they come from, under which terms, and from their own layouts to ours.
+"""The paper's three data sets: source, licence, download, and conversion from their own layouts to ours.
 
-    notice("visa")                                    # licence, citation, how to get it by hand
+    notice("visa")                                    # licence, citation, how to download it by hand
     archive = download("visa", Path("data"))          # data/VisA_20220922.tar
     convert("visa", archive, Path("data/visa"))       # <product>/train/good, test/<defect>, ground_truth/<defect>
 
-Defects keep their owners' names in folders; `catalog.unify` gives them the unified names of Table 2 when they are read,
+Folders keep the owners' defect names; `catalog.unify` gives them the unified names of Table 2 when they are read,
 and `splitting.split` halves them for training and evaluation, as the paper does.
 """
 
@@ -32,8 +32,8 @@ from defectdiffu.files import writing
 class Item:
     """One image in its owner's layout, and its place in ours.
 
-    image, mask          files there; mask None for good images
-    product, defect      folders here; subset: "train" or "test"
+    image, mask          files in the owner's layout; mask None for good images
+    product, defect      folders in our layout; subset: "train" or "test"
     """
 
     image: Path
@@ -45,10 +45,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as its owners give it out.
+    """A data set as its owners publish it.
 
-    url     where the archive can be fetched without a form; None where its owners ask for one
-    sha256  of the archive. The owners publish none: these were found alike by several who fetched it independently
+    url     address of the archive; None if its owners require a form
+    sha256  of the archive. The owners publish none: several independent downloads gave these
     """
 
     title: str
@@ -63,7 +63,7 @@ class Source:
 
 
 def notice(name: str) -> str:
-    """Title, licence, citation and the way to get the archive by hand, as a text of a few lines."""
+    """Title, licence, citation and how to download the archive by hand, as a text of a few lines."""
     source = SOURCES[check_choice("data set", name, SOURCES)]
     return (
         f"{source.title}\n"
@@ -76,25 +76,26 @@ def notice(name: str) -> str:
 
 
 def download(name: str, out: Path, say: Callable[[str], None] = print) -> Path:
-    """Fetch the archive of a data set into the folder `out` (`download.fetch`); its licence is said first.
+    """Print the licence of a data set, then fetch its archive into the folder `out` (`download.fetch`).
 
-    Raises `InputError` where the owners give the archive out through a form only, and says how to get it by hand.
+    Raises `InputError` if the owners require a form, and says how to download the archive by hand.
     """
     say(notice(name))
     source = SOURCES[name]
     if source.url is None:
         raise InputError(
-            f"{source.title} is given out on {source.page} to those who accept its licence there: get {source.archive} "
-            f"by hand, then run: defectdiffu data convert {name} {source.archive} OUT"
+            f"{source.title}: accept its licence on {source.page} and download {source.archive} there by hand, "
+            f"then run: defectdiffu data convert {name} {source.archive} OUT"
         )
     return fetch(source.url, out / source.archive, source.sha256)
 
 
 def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
-    """Turn a data set in its owners' layout into the new folder `out` in the MVTec AD layout: all of it, or nothing.
+    """Convert a data set from its owners' layout into the new folder `out` in the MVTec AD layout: all of it, or
+    nothing.
 
-    source: the archive, or the folder it was unpacked into. Images stay as they are, byte for byte; masks become 0 and
-    255. Returns {product: {defect: images}}. Raises `InputError` for a source that is not in the layout.
+    source: the archive, or the folder it was unpacked into. Images stay the same, byte for byte; masks become 0 and
+    255. Returns {product: {defect: images}}. Raises `InputError` for a source that is not in its owners' layout.
     """
     read = SOURCES[check_choice("data set", name, SOURCES)].read
     if out.exists():
@@ -108,7 +109,7 @@ def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
             place: Callable[[Path, Path], object] = shutil.copyfile
             if source.is_file():
                 theirs = unpack(source, Path(part) / "theirs")
-                place = Path.rename  # it is our own copy: no room is needed twice
+                place = Path.rename  # our own copy can be moved, which needs no more disk space
             items = list(read(theirs))
             if place is shutil.copyfile:
                 check_room(out.parent, sum(item.image.stat().st_size for item in items), str(out))
@@ -125,7 +126,7 @@ def _place(item: Item, root: Path, place: Callable[[Path, Path], object]) -> Non
     image = home / item.subset / item.defect / item.image.name
     image.parent.mkdir(parents=True, exist_ok=True)
     if image.exists():
-        raise Problem(item.image, f"a second image of this name for {item.product}, {item.defect}")
+        raise Problem(item.image, f"a second image with this name for {item.product}, {item.defect}")
     if item.mask is not None:
         mask = home / "ground_truth" / item.defect / f"{item.image.stem}_mask.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def _place(item: Item, root: Path, place: Callable[[Path, Path], object]) -> Non
 
 
 def _marked(path: Path) -> np.ndarray:
-    """Bool (H, W): any value but 0 is defect, for VisA's masks number the kinds of defect."""
+    """Bool (H, W): every nonzero value is defect, because VisA's masks number the kinds of defect."""
     with opened(path) as image:
         values = np.asarray(image)
     return values != 0 if values.ndim == 2 else np.any(values, axis=-1)
@@ -146,11 +147,11 @@ def _slug(label: str) -> str:
 
 
 def _root(folder: Path, marker: str, what: str) -> Path:
-    """The folder that holds `marker`: `folder` itself or, as archives have it, the one folder in it."""
+    """The folder that holds `marker`: `folder` itself or a folder in it, as in archives."""
     for root in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         if (root / marker).exists():
             return root
-    raise Problem(folder, f"not {what} as its owners lay it out: there is no {marker}")
+    raise Problem(folder, f"not in the layout of {what}: there is no {marker}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,8 +169,8 @@ def read_mvtec(folder: Path) -> Iterator[Item]:
 def read_visa(folder: Path) -> Iterator[Item]:
     """VisA: <object>/Data/{Images/Normal, Images/Anomaly, Masks/Anomaly}, <object>/image_anno.csv, split_csv/1cls.csv.
 
-    The split is the owners' for one class: good images to train on, good ones and all defects to test on. A defect's
-    name is its label in image_anno.csv; several labels together become "combined", MVTec AD's name for that.
+    The split is the owners' one-class split: good images to train on, good images and all defects to test on. A
+    defect's name is its label in image_anno.csv; several labels together become "combined", as in MVTec AD.
     """
     root = _root(folder, "split_csv/1cls.csv", "VisA")
     labels: dict[str, dict[str, str]] = {}
@@ -193,8 +194,8 @@ def read_visa(folder: Path) -> Iterator[Item]:
 def read_ksdd2(folder: Path) -> Iterator[Item]:
     """KolektorSDD2: train/ and test/, each with NNNNN.png and NNNNN_GT.png, a mask that is black for good images.
 
-    There is one product and one kind of defect. Defects of train/ and test/ together go to `test`, where the half split
-    splits them again; numbers never repeat. Names that are no number are passed over: the owners' archive holds a stray
+    There is one product and one kind of defect. Defects of both train/ and test/ go to `test`, where the half split
+    splits them again; numbers never repeat. Files not named by a number are skipped: the owners' archive holds a stray
     copy of one image.
     """
     root = _root(folder, "train", "KolektorSDD2")
@@ -210,7 +211,7 @@ def read_ksdd2(folder: Path) -> Iterator[Item]:
 
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file. Raises `Problem` if it is absent, no CSV file in UTF-8, or lacks a column."""
+    """The rows of a CSV file. Raises `Problem` if it is missing, not a CSV file in UTF-8, or lacks a column."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         reader = csv.DictReader(text.splitlines(), restval="")
@@ -219,21 +220,21 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     except OSError as error:
         raise Problem(path, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Problem(path, f"is not UTF-8 from byte {error.start} on: save it as UTF-8") from error
+        raise Problem(path, f"is not UTF-8 at byte {error.start}: save it as UTF-8") from error
     except csv.Error as error:
-        raise Problem(path, f"is no table: {error}") from error
+        raise Problem(path, f"is not a CSV table: {error}") from error
     if missing:
-        raise Problem(path, f"lacks the column {', '.join(sorted(missing))}; expected are {', '.join(columns)}")
+        raise Problem(path, f"lacks the column {', '.join(sorted(missing))}; needed are {', '.join(columns)}")
     yield from rows
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The file that a table names. Raises `Problem` if it is absent or outside of `root`."""
+    """The file that a table names. Raises `Problem` if it is missing or outside `root`."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
-        raise Problem(root, f"its table names the file '{name}', which lies outside of it")
+        raise Problem(root, f"its table names the file '{name}', which lies outside this folder")
     if not path.is_file():
-        raise Problem(path, "there is no such file, though the table names it")
+        raise Problem(path, "there is no such file, but the table names it")
     return path
 
 

@@ -1,4 +1,4 @@
-"""A large file over HTTP: goes on where it broke off, is checked against its SHA-256, and is there only when whole."""
+"""Downloads a large file over HTTP: resumes, checks the SHA-256, and gives the file its name only when complete."""
 
 import hashlib
 import http.client
@@ -21,16 +21,16 @@ ATTEMPTS = 5  # connections in a row that bring nothing new
 def fetch(url: str, path: Path, sha256: str) -> Path:
     """Download `url` to `path`, whose content must have the checksum `sha256` (64 hexadecimal digits).
 
-    Until it is whole and checked it is `path` with ".part" added. A connection that breaks off is taken up again by an
-    HTTP range request, and so is a killed download by the next call. A server that knows no ranges sends it all again.
-    Raises `InputError`: no connection (the part stays), no room on the disk (found before it is filled), wrong checksum
-    (the part is deleted).
+    Until it is complete and checked, the file is `path` with ".part" added. A connection that breaks off is resumed by
+    an HTTP range request, and a killed download by the next call. A server without range support sends all of it again.
+    Raises `InputError`: no connection (the part stays), too little disk space (checked before the download), wrong
+    checksum (the part is deleted).
     """
     sha256 = sha256.lower()
     if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise InputError(f"'{sha256}' is no SHA-256: that is 64 hexadecimal digits")
+        raise InputError(f"'{sha256}' is not a SHA-256: it must be 64 hexadecimal digits")
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"'{url}' is no address to download from: it must begin with https://")
+        raise InputError(f"'{url}' is not a download address: it must begin with https://")
     if path.exists():
         check(path, sha256)
         return path
@@ -52,7 +52,7 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
         size = part.stat().st_size
         idle = 0 if size > before else idle + 1
         if idle == ATTEMPTS:
-            raise InputError(f"{url}: {reason}; {size} bytes are in {part}, the same command goes on from there")
+            raise InputError(f"{url}: {reason}; {size} bytes are in {part}, the same command resumes from there")
     try:
         check(part, sha256)
     except InputError:
@@ -73,13 +73,13 @@ def check(path: Path, sha256: str) -> None:
 
 
 def _receive(url: str, part: Path) -> bool:
-    """Append what the server still has to `part`; true if it is complete then, false if the connection broke off."""
+    """Append the rest of the file to `part`; true if it is complete then, false if the connection broke off."""
     have = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # "range not satisfiable": there is nothing beyond what we have, or what we have is junk
+        if error.code != 416:  # "range not satisfiable": our part is complete, or it is not this file's
             raise
         if error.headers.get("Content-Range") != f"bytes */{have}":
             part.write_bytes(b"")

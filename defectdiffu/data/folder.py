@@ -1,7 +1,6 @@
 """Reader of folders in the MVTec AD layout: which files belong together, and how they become arrays.
 
-`scan` is the one place where files are judged. `read_folder` raises the first problem it meets, `validate.check_folder`
-collects them all.
+Only `scan` checks files. `read_folder` raises the first problem it finds, `validate.check_folder` collects all.
 """
 
 import struct
@@ -32,7 +31,7 @@ class Problem(InputError):
     """What is wrong with one file or folder: to be raised, or to be collected in a list.
 
     path     the file or folder, a `Path`
-    message  what is wrong and what would be right, one line without the path
+    message  what is wrong and what would be valid, one line without the path
     """
 
     def __init__(self, path: Path, message: str):
@@ -74,9 +73,9 @@ class Picture(TypedDict):
 
 
 class FolderDataset(Sequence[Picture]):
-    """Images and masks of samples, as arrays. A map-style dataset: `torch.utils.data.DataLoader` takes it as it is.
+    """Images and masks of samples, as arrays. A map-style dataset for `torch.utils.data.DataLoader`.
 
-    The folder, as MVTec AD has it::
+    The folder layout of MVTec AD::
 
         root/                           or the folder of one product alone
         ├── bottle/
@@ -92,7 +91,7 @@ class FolderDataset(Sequence[Picture]):
         │   │       └── ...
         │   └── ground_truth/
         │       └── broken_large/
-        │           ├── 000_mask.png    or 000.png; 0 normal, any one other value defect; as large as its image
+        │           ├── 000_mask.png    or 000.png; 0 normal, one other value for defect; as large as its image
         │           └── ...
         └── ...
 
@@ -111,7 +110,7 @@ class FolderDataset(Sequence[Picture]):
         dataset[0]["product"]   # "bottle"
         dataset[0]["defect"]    # "broken", the unified name
 
-    Raises `InputError` that names the file where one cannot be read.
+    Raises an `InputError` that names the file if one cannot be read.
     """
 
     def __init__(self, samples: Sequence[Sample], size: int):
@@ -121,7 +120,7 @@ class FolderDataset(Sequence[Picture]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]  # one by one, no slices
+    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]  # no slices
         sample = self.samples[index]
         mask = load_mask(sample.mask, self.size) if sample.mask else np.zeros((self.size, self.size), np.uint8)
         image = load_image(sample.image, self.size)
@@ -132,10 +131,10 @@ def read_folder(*roots: str | Path) -> list[Sample]:
     """Return the samples of one or more folders in the MVTec AD layout (see `FolderDataset`).
 
     A root holds products or is itself one product. Samples are sorted by product, folder of the defect, "train" before
-    "test", and file name; a file that two roots share comes once.
+    "test", and file name; a file that two roots share is listed once.
 
-    Names, image headers and whole masks are checked here; broken pixels of an image show when `load_image` reads it.
-    Raises `Problem`, an `InputError`, with the first thing that is wrong.
+    Names, image headers and whole masks are checked here; damaged pixels of an image are found when `load_image` reads
+    it. Raises `Problem`, an `InputError`, with the first thing that is wrong.
     """
     samples = []
     for root in roots:
@@ -153,11 +152,11 @@ def read_folder(*roots: str | Path) -> list[Sample]:
 
 
 def load_image(path: str | Path, size: int) -> np.ndarray:
-    """Return an image as uint8 (size, size, 3), RGB, upright as its EXIF orientation says.
+    """Return an image as uint8 (size, size, 3), RGB, rotated by its EXIF orientation.
 
     Grey, palette and CMYK images become RGB; 16-bit grey is divided by 257, so that its whole range is kept;
-    transparent pixels become white, as a page shows them. An oblong image is squeezed into the square, its mask with
-    it. Resized by Lanczos with antialiasing.
+    transparent pixels become white. A non-square image is stretched to a square, and so is its mask. Resized by Lanczos
+    with antialiasing.
 
     Raises `Problem`, an `InputError`, if the file cannot be read as an image.
     """
@@ -190,7 +189,7 @@ def _any_of_rows(marked: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, backdrop: str) -> Image.Image:
-    """Return the image in mode RGB, transparent pixels laid over the backdrop. Raises ValueError for unknown depths."""
+    """Return the image in RGB, blended over the backdrop where transparent. Raises ValueError for unknown depths."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -207,7 +206,7 @@ def _marked(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-    else:  # colours, each as one number; a palette's indices say nothing, 0 may well be white
+    else:  # colours, each as one number; a palette's indices have no meaning, 0 may be white
         values = np.asarray(_rgb(image, backdrop="black")).astype(int) @ [65536, 256, 1]
     marked = values != 0
     if not marked.any():
@@ -215,14 +214,14 @@ def _marked(image: Image.Image) -> np.ndarray:
     if np.any(values[marked] != values.max()):
         raise ValueError(
             f"the mask has {len(np.unique(values))} values, not 0 (normal) and one other (defect): "
-            "save it as PNG, without smooth edges, every kind of defect as one value"
+            "save it as PNG, without smooth edges, with the same value for all kinds of defect"
         )
     return marked
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; whatever goes wrong while it is open becomes a `Problem` of this path."""
+    """Open an image; any error while it is open becomes a `Problem` of this path."""
     try:
         with Image.open(path) as image:
             yield image
@@ -231,7 +230,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except PermissionError:
         raise Problem(path, "no permission to read it") from None
     except UnidentifiedImageError:
-        raise Problem(path, f"not an image that can be read; allowed are {' '.join(SUFFIXES)}") from None
+        raise Problem(path, f"not a readable image; allowed are {' '.join(SUFFIXES)}") from None
     except ValueError as error:
         raise Problem(path, str(error)) from None
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
@@ -249,10 +248,10 @@ _NO_FOLDER = {
 
 
 def scan(root: str | Path, decode: bool = False) -> Iterator[Sample | Problem]:
-    """Yield everything in a folder in the MVTec AD layout: its samples, and its problems as they are met.
+    """Yield all samples and all problems of a folder in the MVTec AD layout, in order.
 
-    With `decode` every image is read to its last pixel (about 20 ms for a megapixel), without it only its header.
-    Hidden files, files that are no images, folders beside the products and masks of good images are passed over.
+    With `decode` every image is read completely (about 20 ms for a megapixel), without it only its header.
+    Hidden files, files that are not images, folders that are not products and masks of good images are skipped.
     """
     root = Path(root)
     try:
@@ -268,7 +267,7 @@ def scan(root: str | Path, decode: bool = False) -> Iterator[Sample | Problem]:
             if subset.is_dir():
                 recognised = True
                 yield from _scan_subset(subset, decode)
-        except PermissionError as error:  # the rest of the folder stays unseen, other folders are still looked at
+        except PermissionError as error:  # skip the rest of this folder, still check the others
             recognised = True
             yield Problem(Path(error.filename), _NO_FOLDER[PermissionError])
     if not recognised:
@@ -278,9 +277,9 @@ def scan(root: str | Path, decode: bool = False) -> Iterator[Sample | Problem]:
 
 def _scan_subset(subset: Path, decode: bool) -> Iterator[Sample | Problem]:
     """Yield samples and problems of `<product>/train` or `<product>/test`."""
-    product = subset.parent.absolute().name  # absolute, for the root may be "."
+    product = subset.parent.absolute().name  # absolute, because the root may be "."
     if _images(subset):
-        yield Problem(subset, f"images lie directly in it; the layout is {LAYOUT}")
+        yield Problem(subset, f"images are directly in it; the layout is {LAYOUT}")
 
     truth = subset.parent / "ground_truth"
     folders = [f for f in _children(subset) if f.is_dir()]
@@ -306,7 +305,7 @@ def _scan_subset(subset: Path, decode: bool) -> Iterator[Sample | Problem]:
 def _scan_defect(
     images: list[Path], truth: Path, product: str, defect: str, decode: bool
 ) -> Iterator[Sample | Problem]:
-    """Yield samples and problems of the images of one defect, whose masks lie in the folder `truth`."""
+    """Yield samples and problems of the images of one defect, whose masks are in the folder `truth`."""
     masks = defaultdict(list)
     for mask in _images(truth) if truth.is_dir() else []:
         masks[mask.stem].append(mask)
@@ -354,7 +353,7 @@ def _check(sample: Sample, decode: bool) -> Iterator[Sample | Problem]:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (width, height) once turned upright, from the header alone: `exif_transpose` would decode the pixels."""
+    """Return (width, height) after EXIF rotation, from the header alone: `exif_transpose` would decode the pixels."""
     turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if turned else image.size
 
@@ -364,5 +363,5 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _children(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted, without hidden files such as ".DS_Store" or "._000.png"."""
+    """Return the contents of a folder, sorted, without hidden files such as ".DS_Store" or "._000.png"."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

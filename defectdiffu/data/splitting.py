@@ -1,4 +1,4 @@
-"""What is trained on and what is tested on: the paper's halves, and few-shot parts as folders of their own."""
+"""Splits into training and test data: the paper's halves, and few-shot parts as separate folders."""
 
 import shutil
 from collections import defaultdict
@@ -13,12 +13,12 @@ from defectdiffu.files import writing
 
 
 def split(samples: Sequence[Sample], seed: int = 0) -> tuple[list[Sample], list[Sample]]:
-    """Split samples into those to train on and those to evaluate on: the paper's half and half of the defect images.
+    """Split samples into training and evaluation samples: the paper's two halves of the defect images.
 
-    The rule: the images of each (product, original defect) are put in the order of the SHA-256 of
+    The rule: the images of each (product, original defect) are sorted by the SHA-256 of
     "seed/product/original_defect/stem", where stem is the file name without its suffix; the first half, rounded up, is
-    for training. So the split of one defect depends neither on the other folders nor on where the data lies, and any
-    program can repeat it. Good images of `train` are for training, those of `test` for evaluation.
+    for training. So the split of one defect depends neither on other folders nor on the data's location, and any
+    program can reproduce it. Good images of `train` are for training, those of `test` for evaluation.
     Both lists keep the order of `samples`.
     """
     groups = _groups(samples, seed)
@@ -33,10 +33,10 @@ def split_few(
 ) -> tuple[list[Sample], list[Sample]]:
     """Split samples into a few and the rest. Both lists keep the order of `samples`.
 
-    The few are the first `per_defect` of each (product, original defect) and the first `good` good ones of each
-    product, in the order that `split` puts them in.
+    The few are the first `per_defect` of each (product, original defect) and the first `good` good images of each
+    product, in the order of `split`.
 
-    Raises `InputError` where a defect would have no image left in the rest.
+    Raises `InputError` if a defect would have no image left in the rest.
     """
     few = set()
     for (product, defect), group in _groups(samples, seed).items():
@@ -56,13 +56,13 @@ def parse_pairs(text: str) -> list[tuple[str, str]]:
     for part in text.split(","):
         product, _, defect = part.strip().partition("/")
         if not product or not defect or "/" in defect:
-            raise InputError(f"pairs are product/defect with commas between, not '{text}'")
+            raise InputError(f"pairs must be comma-separated product/defect, not '{text}'")
         pairs.append((product, defect))
     return pairs
 
 
 def hold_out(samples: Sequence[Sample], pairs: Sequence[tuple[str, str]]) -> list[Sample]:
-    """`samples` without those of `pairs`, by unified defect. Raises `InputError` for a pair of which there are none."""
+    """`samples` without those of `pairs`, by unified defect. Raises `InputError` for a pair without samples."""
     there = {(s.product, s.defect) for s in samples}
     for product, defect in pairs:
         if (product, defect) not in there:
@@ -74,17 +74,17 @@ def hold_out(samples: Sequence[Sample], pairs: Sequence[tuple[str, str]]) -> lis
 def write_split(
     source: str | Path, few: str | Path, rest: str | Path, per_defect: int = 10, good: int = 100, seed: int = 0
 ) -> dict[str, int]:
-    """Copy a folder in MVTec AD's layout into two new ones, by `split_few`; return how many images each got.
+    """Copy a folder in MVTec AD's layout into two new ones, by `split_few`; return the number of images in each.
 
-    Both get their names when all is copied. Raises `InputError` for a bad source, for new folders that are there
-    already or are one and the same, and for a defect with too few images; nothing is written then.
+    Both get their names when everything is copied. Raises `InputError` for an invalid source, for new folders that
+    exist or are the same, and for a defect with too few images; nothing is written then.
     """
     few, rest = Path(few), Path(rest)
     for folder in (few, rest):
         if folder.exists():
             raise InputError(f"{folder} exists: name a new folder")
     if few.resolve() == rest.resolve():
-        raise InputError(f"{few} is named for both parts: name two folders")
+        raise InputError(f"{few} is given for both parts: name two folders")
     parts = dict(zip((few, rest), split_few(read_folder(source), per_defect, good, seed), strict=True))
     unfinished = {folder: folder.with_name(f".{folder.name}.part") for folder in parts}
     for folder, samples in parts.items():
@@ -102,7 +102,7 @@ def write_split(
 
 
 def _groups(samples: Sequence[Sample], seed: int) -> dict[tuple[str, str], list[Sample]]:
-    """{(product, original defect): its samples}, each in the order of its hash."""
+    """{(product, original defect): its samples}, sorted by their hash."""
     groups = defaultdict(list)
     for sample in samples:
         groups[sample.product, sample.original_defect].append(sample)

@@ -1,11 +1,11 @@
-"""Ten defects as changes to a surface: what happens to the material, before light falls on it.
+"""Ten defects as changes to a surface: they change the material, before the surface is lit.
 
-Every defect has one signature, `NAME(surface, rng, strength) -> (changed surface, region touched)`. It knows
-nothing of the product but its maps: the shape is the same on every product, the look follows from the product's
-own colour, gloss and inside. The region is a float32 (H, W) map in [0, 1], touched where it is >= 0.5.
+All defects have the same signature, `NAME(surface, rng, strength) -> (changed surface, region touched)`. They use only
+the product's maps: the shape is the same on every product, the appearance follows from the product's own colour, gloss
+and inside. The region is a float32 (H, W) map in [0, 1], touched where it is >= 0.5.
 
-All random numbers are drawn for the worst case first; `strength` in [0, 1] then says how many of the marks
-appear and how far each has grown. Marks grow outwards from where they lie, so a region never shrinks.
+All random numbers are drawn first, for full strength; `strength` in [0, 1] then sets how many of the marks
+appear and how far each has grown. Marks grow outwards from their centres, so a region never shrinks.
 """
 
 import numpy as np
@@ -29,11 +29,11 @@ FIBRES = [srgb(240, 238, 230), srgb(190, 30, 36), srgb(22, 22, 26), srgb(40, 70,
 BITS = [srgb(196, 198, 202), srgb(46, 34, 26), srgb(150, 84, 36), srgb(226, 216, 190)]  # swarf, soil, rust, chips
 
 
-# Where a defect goes, and what it meets there
+# Where a defect is placed, and what is near it
 
 
 def draw_centre(surface: Surface, rng: np.random.Generator) -> Array:
-    """A point (2,) drawn from `surface.room`, row first and then within the row: the same point at every size."""
+    """A point (2,) sampled from `surface.room`, first the row, then the column: the same point at every size."""
     size, u = surface.size, rng.random(2)
     rows = np.cumsum(surface.room.sum(1, dtype=float))
     y = np.interp(u[0] * rows[-1], np.r_[0, rows], np.arange(size + 1))
@@ -43,7 +43,7 @@ def draw_centre(surface: Surface, rng: np.random.Generator) -> Array:
 
 
 def draw_apart(surface: Surface, rng: np.random.Generator, n: int) -> list[Array]:
-    """n points drawn from `surface.room`, each the one of four drawn that is farthest from those before it."""
+    """n points sampled from `surface.room`, each the one of four candidates that is farthest from earlier points."""
     centres = [draw_centre(surface, rng)]
     while len(centres) < n:
         drawn = [draw_centre(surface, rng) for _ in range(4)]
@@ -60,7 +60,7 @@ def box_around(size: int, low: Array, high: Array) -> tuple[Box, Array, Array]:
 
 
 def outline_near(surface: Surface, centre: Array) -> tuple[Array, float]:
-    """The point outside the product that is nearest to `centre`, and how far it is (infinite on a texture)."""
+    """The point outside the product that is nearest to `centre`, and its distance (infinite on a texture)."""
     size = surface.size
     rows, columns = np.nonzero(surface.part < 0.5)
     if not rows.size:
@@ -83,7 +83,7 @@ def luminance(colour: Array) -> float:
 
 
 def contrasting(colours: list[Array], against: Array, rng: np.random.Generator) -> Array:
-    """The one of three colours drawn at random that differs most from `against`, as the eye sees it."""
+    """Of three randomly chosen colours, the one that differs most from `against` after gamma correction."""
     drawn = [colours[k] for k in rng.choice(len(colours), 3, replace=False)]
     return max(drawn, key=lambda c: np.abs(c ** (1 / 2.2) - against ** (1 / 2.2)).sum())
 
@@ -101,7 +101,7 @@ def grow(strength: float, least: float, most: float) -> float:
 
 
 def walk(rng: np.random.Generator, centre: Array, angle: float, length: float, wander: float, steps: int = 24) -> Array:
-    """A smooth line (steps + 1, 2) through `centre` along `angle`, whose heading strays by about `wander` radians."""
+    """A smooth line (steps + 1, 2) through `centre` along `angle`, whose heading varies by about `wander` radians."""
     strays = np.cumsum(rng.normal(size=9)) / 3
     heading = angle + wander * np.interp(np.linspace(0, 8, steps), np.arange(9), strays - strays[4])
     moves = np.stack([np.cos(heading), np.sin(heading)], 1) * (length / steps)
@@ -112,8 +112,8 @@ def walk(rng: np.random.Generator, centre: Array, angle: float, length: float, w
 def stroke(size: int, points: Array, width: Array, reach: float = 2.5) -> tuple[Array, Array]:
     """Distance (H, W) to a line of varying half-width (n,), in units of that half-width: 1 is the line's edge.
 
-    Also the position along it, counted in points. Where the half-width is 0 there is no line; beyond `reach`
-    half-widths the distance is FAR.
+    Also returns the position along the line, counted in points. Where the half-width is 0 there is no line; beyond
+    `reach` half-widths the distance is FAR.
     """
     across, along = np.full((size, size), FAR), np.zeros((size, size), np.float32)
     for k in range(len(points) - 1):
@@ -172,12 +172,12 @@ def ring(relative: Array, at: float, width: float) -> Array:
 
 
 def on_product(touched: Array, *surfaces: Surface) -> Array:
-    """The region touched, without what lies beside the product (beside both its states, where two are given)."""
+    """The region touched, limited to the product (with several surfaces, to the product in any of them)."""
     return touched * (np.max([s.part for s in surfaces], 0) >= 0.5)
 
 
 def lie_on(surface: Surface, cover: Array) -> None:
-    """Let what covers the product span the gaps within it (a mesh), without floating beside it."""
+    """Let a cover span the gaps within the product (a mesh), but not extend beyond its outline."""
     surface.part = np.maximum(surface.part, cover * smoothstep(0.3, 0.45, blur(surface.part, 0.06)))
 
 
@@ -225,7 +225,7 @@ def crack(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[
         fissures.append((fork[12:] - fork[12] + root, 0.75 * (1 + 0.3 * rng.normal(size=13).clip(-1, 1.5))))
     base = colour_near(s, centre)
     dark = 0.06 * s.inside + 0.04 * base
-    dim = luminance(base) < 0.08  # a dark fissure shows on a dark product by its chipped lips
+    dim = luminance(base) < 0.08  # on a dark product only the chipped lips make the fissure visible
     lip = mix(base, np.ones(3), np.float32(0.5)) if dim else 1.25 * mix(base, s.inside, np.float32(0.6))
     touched = np.zeros_like(s.height)
     for k, (points, rough) in enumerate(fissures[: count(strength, most)]):
@@ -254,7 +254,7 @@ def hole(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[S
         relative = patch(s.size, centre, grow(strength, 0.55, 1.0) * room * radii)
         pit, rim = covered(relative), ring(relative, 1.12, 0.13)
         s.height += 0.02 * rim - 0.9 * s.thickness * smoothstep(1.05, 0.55, relative)
-        # The wall is lit at its top only, the floor lies in the dark.
+        # The wall is lit only at its top, the bottom is dark.
         lit = 0.06 + 0.3 * smoothstep(0.7, 1.0, relative) + 0.1 * smoothstep(0.5, 0.1, relative)
         wall = s.inside * lit[..., None]
         s.albedo = mix(mix(s.albedo, mix(s.albedo, s.inside, np.float32(0.5)), 0.6 * rim), wall, pit)
@@ -299,7 +299,7 @@ def color(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[
         relative = patch(s.size, centre, grow(strength, 0.11, 0.26) * radii)
         touched = np.maximum(touched, covered(relative + 0.13 * fray, 0.22))
     wet = 0.88 * touched * (1 - 0.12 * np.clip(fray, -1, 1))
-    # Dyed, not covered: the product's own light and dark still shows through.
+    # Stained, not covered: the product's own light and dark areas stay visible.
     grain = s.albedo.mean(-1, keepdims=True) / (base.mean() + 0.02)
     s.albedo = mix(s.albedo, paint * np.clip(0.45 + 0.55 * grain, 0.3, 1.5), wet)
     s.metallic *= 1 - 0.9 * touched
@@ -308,7 +308,7 @@ def color(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[
 
 
 def liquid(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[Surface, Array]:
-    """A thin glossy pool with drops beside it: levels the relief, darkens and yellows what lies beneath."""
+    """A thin glossy pool with drops next to it: levels the relief, darkens and yellows the surface under it."""
     s, most = surface.copy(), 5
     centre = draw_centre(s, rng)
     drops = [(centre, round_radii(rng, 0.25))]
@@ -352,7 +352,7 @@ def contamination(surface: Surface, rng: np.random.Generator, strength: float) -
         relative = np.max([(np.cos(angle) * x + np.sin(angle) * y) / width for angle, width in sides], 0)
         flake = covered(relative, 0.15)
         tilt = tilts[k, 0] * x + tilts[k, 1] * y
-        s.albedo[box] *= (1 - 0.45 * covered(relative / 1.5, 0.35))[..., None]  # its shade on what it lies on
+        s.albedo[box] *= (1 - 0.45 * covered(relative / 1.5, 0.35))[..., None]  # its shadow on the surface
         s.albedo[box] = mix(s.albedo[box], bit * shades[k], flake)
         s.height[box] += flake * (0.02 + tilt)
         s.gloss[box] = mix(s.gloss[box], np.float32(shine), flake)
@@ -363,7 +363,7 @@ def contamination(surface: Surface, rng: np.random.Generator, strength: float) -
 
 
 def broken(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[Surface, Array]:
-    """A ragged piece missing: bitten from the outline, or out of the middle where no outline is near."""
+    """A ragged piece missing: broken off at the outline, or out of the middle if no outline is near."""
     s = surface.copy()
     centre, radii, rough = draw_centre(s, rng), jagged_radii(rng), noise(rng, s.size, 30, octaves=2)
     edge, distance = outline_near(s, centre)
@@ -386,16 +386,16 @@ def broken(surface: Surface, rng: np.random.Generator, strength: float) -> tuple
 
 
 def bent(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[Surface, Array]:
-    """A spot pushed out of place: everything there is drawn aside, with a kink, and stands a little proud."""
+    """A spot pushed out of place: everything there is displaced sideways, with a kink, and raised a little."""
     s = surface.copy()
-    # What sticks out gets caught: of eight places the one with the most relief, and rather by the outline.
+    # Raised parts bend: choose the one of eight places with the most relief, moved towards the outline if it is near.
     drawn = [draw_centre(s, rng) for _ in range(8)]
     centre = max(drawn, key=lambda c: s.height[box_around(s.size, c - 0.08, c + 0.08)[0]].std())
     angle = s.axis + np.pi / 2 + rng.uniform(-0.5, 0.5) + np.pi * rng.integers(2)
     edge, distance = outline_near(s, centre)
     if distance < 0.25:
         centre = (centre + edge) / 2
-    reach = grow(strength, 0.28, 0.48)  # along the push; across it the spot is narrower, which makes the kink
+    reach = grow(strength, 0.28, 0.48)  # along the push; the spot is narrower across it, which makes the kink
     box, x, y = box_around(s.size, centre - reach, centre + reach)
     u, v = rotate(x, y, angle, centre)
     push = np.maximum(1 - (u / reach) ** 2 - (v / (0.6 * reach)) ** 2, 0) ** 2
@@ -414,7 +414,7 @@ def bent(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[S
 
 
 def thread(surface: Surface, rng: np.random.Generator, strength: float) -> tuple[Surface, Array]:
-    """A thin foreign fibre lying curled on top, with a little shade along it."""
+    """A thin foreign fibre curled on top, with a slight shadow along it."""
     s, most = surface.copy(), 2
     centre = draw_centre(s, rng)
     fibre = contrasting(FIBRES, colour_near(s, centre), rng)

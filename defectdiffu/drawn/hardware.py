@@ -1,6 +1,6 @@
 """Metal and fastener products of the procedural benchmark: metal nut, screw, zipper.
 
-Each function draws one random specimen: `name(rng, size) -> (Surface, Light)`. Lengths are in half picture widths.
+Each function makes one random specimen: `name(rng, size) -> (Surface, Light)`. Lengths are in half picture widths.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from defectdiffu.drawn.surfaces import (
 
 
 def _dome(offset: Array, radius: Array | float) -> Array:
-    """Height of a round bar of a given radius, at an offset from its axis; 0 beside the bar."""
+    """Height of a round bar of a given radius, at an offset from its axis; 0 outside the bar."""
     return np.sqrt(np.maximum(radius * radius - offset * offset, 0))
 
 
@@ -43,7 +43,7 @@ def metal_nut(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     plate, reach, hole = rng.uniform(0.58, 0.63), rng.uniform(0.86, 0.91), rng.uniform(0.21, 0.24)
     collar, boss = hole + rng.uniform(0.09, 0.12), rng.uniform(0.54, 0.58)
 
-    # The plate is a disc; each wing fills a quadrant as far as a straight flank, and ends in a step.
+    # The plate is a disc; each wing fills a quadrant up to a straight flank, and ends in a step.
     outline, curl = r - (plate - 0.03), np.zeros_like(r)
     for _ in range(4):
         wing = np.maximum(np.maximum(-u, u - plate), np.maximum(r - reach, -v))
@@ -68,7 +68,7 @@ def metal_nut(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     rough = 1 - on_mouth
     height += rough * (0.0002 * skin + (0.0003 + 0.0005 * on_wing) * rings)
 
-    # Zinc: bright where the press has burnished it, dark where the skin stayed rough.
+    # Zinc: bright where the press burnished it, dark where the skin is rough.
     tone = rng.uniform(0.9, 1.1)
     bright, dark = srgb(156, 172, 152) * tone, srgb(44, 52, 47) * tone
     burnish = smoothstep(
@@ -122,7 +122,7 @@ def screw(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     fin = _ridge((u - start) / pitch - around + rng.uniform(), 0.38) * taper
     radius = core + depth * fin
 
-    # The head leans towards the camera, so that its face shows as an ellipse with the recess in it.
+    # The head is tilted towards the camera, so that its face is visible as an ellipse with the recess in it.
     p, q = (u - top) / tilt, v / rim
     rho = np.sqrt(p * p + q * q)
     face = inside_of((rho - 1) * tilt, size)
@@ -193,7 +193,7 @@ def zipper(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     away = np.abs(u) - half
     cloth = 0.011 * weave + 0.0012 * fibre + 0.012 * noise(rng, size, 2) - 0.05 * np.exp(-((away / 0.05) ** 2))
 
-    # Teeth: round bars that reach across the middle from either side by turns, bowed like the turns of a coil.
+    # Teeth: round bars that reach across the middle alternately from both sides, bowed like the turns of a coil.
     phase = (v + rng.uniform(0, pitch)) / pitch + 0.9 * u * u / half
     bars, cover = np.zeros_like(u), np.zeros_like(u)
     for side in (-1, 1):

@@ -1,8 +1,8 @@
-"""Four products that lie on a table: bottle, capsule, hazelnut, pill, after those of MVTec AD.
+"""Four products that lie on a table: bottle, capsule, hazelnut, pill, modelled on those of MVTec AD.
 
-Each function draws one defect-free specimen, `(rng, size) -> (surface, light)`: pose, lamp, tint and texture come from
-`rng`, and the lengths are those of `surfaces.py`, so a specimen looks the same at every size. Colours and
-proportions are read off photographs.
+Each function makes one defect-free specimen, `(rng, size) -> (surface, light)`: pose, lamp, tint and texture come from
+`rng`, and lengths have the units of `surfaces.py`, so a specimen looks the same at every size. Colours and
+proportions are taken from photographs.
 """
 
 import numpy as np
@@ -22,12 +22,12 @@ from defectdiffu.drawn.surfaces import (
 
 
 def _between(rng: np.random.Generator, middle: float, spread: float) -> float:
-    """A number drawn evenly from middle - spread to middle + spread."""
+    """A number drawn uniformly from middle - spread to middle + spread."""
     return float(middle + spread * rng.uniform(-1, 1))
 
 
 def _posed(rng: np.random.Generator, size: int, shift: float, angle: float, zoom: float) -> tuple[Array, Array]:
-    """Coordinates of a product lying at `angle`, out of place by up to `shift`, its scale off by up to `zoom`."""
+    """Coordinates of a product at `angle`, shifted by up to `shift` and scaled by up to 1 +- `zoom`."""
     x, y = coordinates(size)
     centre = (_between(rng, 0, shift), _between(rng, 0, shift))
     u, v = rotate(x, y, angle, centre)
@@ -48,7 +48,7 @@ def _light(rng: np.random.Generator, azimuth: float, elevation: float, key: floa
 
 
 def _backdrop(rng: np.random.Generator, size: int, colour: Array, spread: float) -> Array:
-    """(H, W, 3) plain table: `colour`, uneven by `spread`, with fine grain and a few specks of dust."""
+    """(H, W, 3) plain table: `colour`, varied by `spread`, with fine grain and a few specks of dust."""
     grain = noise(rng, size, 90)
     uneven = 1 + spread * noise(rng, size, 2) + 0.4 * spread * grain
     dust = 0.06 * smoothstep(3.3, 4.0, grain)
@@ -72,12 +72,12 @@ def _strokes(x: Array, y: Array, *points: tuple[float, float]) -> Array:
 
 
 def _wrap(texture: Array, turn: Array, along: Array) -> Array:
-    """A texture laid round an axis: row by the angle `turn` in [-pi, pi], column by `along` in [-1, 1]."""
+    """A texture wrapped around an axis: row by the angle `turn` in [-pi, pi], column by `along` in [-1, 1]."""
     last = texture.shape[0] - 1
     row = (turn / (2 * np.pi) + 0.5) * last
     above = np.minimum(row.astype(np.int16), last - 1)
     column = ((np.clip(along, -1, 1) + 1) / 2 * last).astype(int)
-    # Between rows the texture is interpolated: steps would show in the relief as fine lines.
+    # The texture is interpolated between rows: steps would be visible in the relief as fine lines.
     return mix(texture[above, column], texture[above + 1, column], row - above)
 
 
@@ -98,9 +98,9 @@ def bottle(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     turn = _between(rng, 0, np.pi)
     u, v = _posed(rng, size, 0.03, turn, 0.015)
     outer = np.sqrt(u * u + v * v) / 0.92
-    # Seen a little from one side: the deeper a circle lies, the more it is off centre.
+    # Seen slightly from one side: the deeper a circle is, the more it is off centre.
     radius = outer + _between(rng, 0.03, 0.03) * u * np.maximum(1 - outer, 0)
-    # Arcs are folded about u = 0, so that they meet themselves after a full turn.
+    # Arcs are mirrored at u = 0, so that they are continuous after a full turn.
     arcs = _wrap(noise(rng, size, (16, 80)), 2 * np.abs(np.arctan2(v, u)) - np.pi, 2 * radius - 1)
     streaks, patches = noise(rng, size, 26, 2), noise(rng, size, 5)
     lip = np.exp(-(((radius - 0.755) / 0.07) ** 2))
@@ -142,7 +142,7 @@ def capsule(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     off_axis = np.sqrt(beyond * beyond + v * v)
     distance = off_axis - radius
 
-    # The capsule has rolled a little, up or down; the round surface narrows the print towards the edge.
+    # The capsule is rolled a little, up or down; the round surface narrows the print towards the edge.
     around = np.arcsin(np.clip(v / 0.27, -1, 1)) * 0.27 - _between(rng, 0, 0.07)
     along = u - _between(rng, 0.34, 0.04)
     zeros = np.abs(along - 0.09) - 0.09
@@ -158,7 +158,7 @@ def capsule(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     albedo = mix(orange, srgb(25, 25, 30), cap)
     albedo *= (1 + 0.04 * noise(rng, size, (30, 4)) + 0.02 * noise(rng, size, 70))[..., None]
     albedo = mix(albedo, srgb(226, 176, 162), printed)
-    # Close by, the capsule shades the table, and its orange half colours it.
+    # Near the capsule the table is shaded, and the orange half tints it.
     table = _backdrop(rng, size, srgb(228, 228, 225), 0.015)
     away = np.maximum(off_axis - 0.27, 0)
     table *= (1 - 0.40 * np.exp(-away / 0.10) - 0.06 * v)[..., None]
@@ -181,12 +181,12 @@ def capsule(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
 
 
 def hazelnut(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
-    """A hazelnut at any turn on black: brown shell streaked from the rough pale cap to the pointed tip."""
+    """A hazelnut at any rotation on black: brown shell streaked from the rough pale cap to the pointed tip."""
     angle = _between(rng, 0, np.pi)
     u, v = _posed(rng, size, 0.06, angle, 0.05)
     lean = _between(rng, 0.22, 0.38)  # of the axis out of the picture's plane; > 0 shows more of the cap
     polar = np.arctan2(v, u)
-    # Outline: a lumpy circle, drawn out to the tip at polar angle 0 and flat at the cap.
+    # Outline: a lumpy circle, extended to the tip at polar angle 0 and flat at the cap.
     tip = np.exp(-(np.abs(polar / 0.34) ** 1.5)) * np.cos(lean) * _between(rng, 0.08, 0.03)
     outline = 0.77 + tip - 0.05 * np.exp(-(((np.pi - np.abs(polar)) / 0.5) ** 2))
     for lobes in (2, 3):
@@ -194,7 +194,7 @@ def hazelnut(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     reach = np.sqrt(u * u + v * v)
     squared = np.minimum((reach / outline) ** 2, 1)
 
-    # Where on the nut: `north` runs from -1 at the cap's middle to 1 at the tip, `meridian` is the angle about it.
+    # Position on the nut: `north` runs from -1 at the cap's middle to 1 at the tip, `meridian` is the angle around it.
     depth = np.sqrt(1 - squared)
     c, s = np.cos(lean), np.sin(lean)
     north = c * u / outline - s * depth
@@ -211,7 +211,7 @@ def hazelnut(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     shell = srgb(132 + 8 * red, 74 - 4 * red, 55 - 5 * red)
     shell = shell * np.exp(0.14 * streaks + 0.10 * blotches + 0.05 * grain)[..., None]
     shell = mix(shell, srgb(176, 146, 118), 0.8 * fuzz)
-    fibres = streaks * smoothstep(-1.0, -0.75, north)  # not at the pole, where they would all meet
+    fibres = streaks * smoothstep(-1.0, -0.75, north)  # not at the pole, where all fibres would meet
     rough = srgb(142, 108, 84) * np.exp(0.26 * grain + 0.14 * fibres + 0.15 * blotches)[..., None]
     albedo = mix(mix(shell, rough, cap), srgb(186, 124, 88), 0.55 * rim)
     relief = 0.001 * streaks * (1 - cap) + 0.004 * cap * grain + 0.014 * rim - 0.014 * cap

@@ -2,8 +2,8 @@
 
     image, mask, normal = render("hazelnut", "crack", strength=0.7, seed=0)
 
-Because the defect is the only thing that differs between `image` and `normal`, and its strength and place are
-known, what a model claims to have learned can be measured against what is true.
+`image` and `normal` differ only in the defect, whose strength and place are known: so a model trained on these pictures
+can be measured against the ground truth.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ PRODUCTS = {
 }
 DEFECTS = {f.__name__: f for f in (scratch, crack, hole, cut, color, liquid, contamination, broken, bent, thread)}
 
-# The pairs that make sense in a factory; `render` draws the others too.
+# The realistic pairs; `render` can render the others, too.
 PAIRS = {
     "carpet": ("hole", "cut", "color", "liquid", "contamination", "thread"),
     "grid": ("liquid", "contamination", "broken", "bent", "thread"),
@@ -44,7 +44,7 @@ PAIRS = {
     "screw": ("scratch", "liquid", "contamination", "bent", "thread"),
     "zipper": ("cut", "color", "broken", "bent", "thread"),
 }
-# Never in a training set: the defect is known from other products, the pair is not (zero-shot transfer).
+# Never in a training set: training shows the defect only on other products (zero-shot transfer).
 HELD_OUT = (
     ("carpet", "contamination"),
     ("wood", "crack"),
@@ -54,7 +54,7 @@ HELD_OUT = (
     ("zipper", "thread"),
 )
 
-DRAWN = 256  # the least size that is drawn; smaller pictures are averaged down from it
+DRAWN = 256  # the smallest size that is rendered; smaller pictures are averaged down from it
 
 
 class Rendered(NamedTuple):
@@ -66,7 +66,7 @@ class Rendered(NamedTuple):
 
 
 def _stream(seed: int, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and the names alone."""
+    """Random numbers that depend only on the seed and the names."""
     return np.random.default_rng([seed, *(crc32(name.encode()) for name in names)])
 
 
@@ -75,11 +75,11 @@ def _to_uint8(picture: Array) -> Array:
 
 
 def render(product: str, defect: str, strength: float = 0.5, seed: int = 0, size: int = DRAWN) -> Rendered:
-    """Photograph one specimen of `product`, with `defect` (or "good" for none) and without.
+    """Render one specimen of `product`, with `defect` (or "good" for none) and without.
 
-    The specimen, its pose and its light follow from (product, seed); the defect's place and shape from
-    (product, defect, seed), so that with everything else fixed `strength` in [0, 1] only makes it grow.
-    One seed is one scene at every `size` (pixels, at least 16). Raises `InputError` for bad input.
+    The specimen, its pose and its light depend on (product, seed); the defect's place and shape on
+    (product, defect, seed). So with everything else fixed, a higher `strength` in [0, 1] only makes the defect grow.
+    One seed gives the same scene at every `size` (pixels, at least 16). Raises `InputError` for bad input.
     """
     check_choice("product", product, PRODUCTS)
     check_choice("defect", defect, ["good", *DEFECTS])
@@ -100,7 +100,7 @@ def render(product: str, defect: str, strength: float = 0.5, seed: int = 0, size
     touched = (touched >= 0.5).astype(np.float32)
     if size < DRAWN:
         image, touched, normal = (resize_local_mean(p, (size, size)) for p in (image, touched, normal))
-    # A pixel counts where about a third of it is touched, so that thin marks survive; the last resort is the fullest.
+    # A pixel is marked if about a third of it is touched, so that thin marks survive; at least the fullest is marked.
     mask = (touched >= min(0.35, touched.max())) & (touched > 0)
     return Rendered(_to_uint8(image), 255 * mask.astype(np.uint8), _to_uint8(normal))
 
@@ -121,7 +121,7 @@ def write_dataset(
         out/<product>/test/<defect>/000.png ...                    per_pair images, strength uniform in [0.25, 1]
         out/<product>/ground_truth/<defect>/000_mask.png ...       their masks
 
-    No specimen appears twice. Pairs in `HELD_OUT` are left out; with `held_out=True` they alone are written,
+    No specimen appears twice. Pairs in `HELD_OUT` are left out; with `held_out=True` only these are written,
     without defect-free specimens. Raises `InputError` for unknown names, for a choice without any pair, and if `out`
     exists and is not empty.
     """
@@ -144,7 +144,7 @@ def write_dataset(
             images.mkdir(parents=True)
             if defect != "good":
                 masks.mkdir(parents=True)
-            # Every set has a block of a million seeds to itself, so no two sets share a specimen.
+            # Every set has its own block of a million seeds, so no two sets share a specimen.
             block = (seed * len(PRODUCTS) + list(PRODUCTS).index(product)) * len(kinds) + kinds.index(defect)
             for i in range(good if defect == "good" else per_pair):
                 specimen = block * 10**6 + i
@@ -157,9 +157,9 @@ def write_dataset(
 
 
 def contact_sheet(picture: Callable[[str, str], Image.Image] | None = None) -> Image.Image:
-    """Every product (rows) with every defect it is found with (columns, "good" first); held-out pairs are framed.
+    """Every product (rows) with each of its defects (columns, "good" first); held-out pairs are framed.
 
-    picture(product, defect): what stands there, all of one size; unless given, it is rendered.
+    picture(product, defect): the picture to show, all of one size; by default it is rendered.
     """
     picture = picture or (lambda product, defect: Image.fromarray(render(product, defect, 0.7, 0, 128).image))
     pictures = {(p, d): picture(p, d) for p, found in PAIRS.items() if p in PRODUCTS for d in ("good", *found)}

@@ -1,8 +1,8 @@
-"""What a rendered picture is made of: a surface with height and reflectance, noise to grow it, light to see it.
+"""The parts of a rendered picture: a surface with height and reflectance, noise to shape it, and light.
 
 Lengths are in units of half the picture's width: x and y run from -1 (left, top) to 1 (right, bottom),
-so a surface looks the same at every size. A defect changes the *surface*; the same light then falls on
-the intact and on the damaged surface, which makes the two pictures an exact counterfactual pair.
+so a surface looks the same at every size. A defect changes the *surface*; the intact and the damaged surface
+are then lit by the same light, which makes the two pictures an exact counterfactual pair.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Number = float | np.floating
 
 @dataclass
 class Surface:
-    """A product before light falls on it. All maps are float32 (H, W) unless noted.
+    """A product before shading. All maps are float32 (H, W) unless noted.
 
     albedo      (H, W, 3) linear reflectance of the product in [0, 1]
     height      relief towards the camera, in units of half the picture's width; the base level is 0
@@ -27,10 +27,10 @@ class Surface:
     metallic    how much of the colour comes from reflected surroundings in [0, 1]; 0 for all but bare metal
     part        coverage by the product in [0, 1], soft over about a pixel at the outline; 1 everywhere on a texture
     background  (H, W, 3) linear colour behind the product
-    inside      (3,) linear colour of the material under the skin: what a hole, a cut or a chip lays open
+    inside      (3,) linear colour of the material under the skin, visible in a hole, a cut or a chip
     axis        direction along which the product runs (grain, shank, tape), radians, 0 = to the right
-    room        where a defect may be centred, >= 0: away from the outline, on the side that is seen
-    thickness   how deep a hole may go, in units of half the picture's width (a number)
+    room        where a defect may be centred, >= 0: away from the outline, on the visible side
+    thickness   the maximum depth of a hole, in units of half the picture's width (a number)
     """
 
     albedo: Array
@@ -40,7 +40,7 @@ class Surface:
     background: Array
     inside: Array
     room: Array
-    metallic: Array = field(default_factory=lambda: np.zeros(0))  # unless given, 0 everywhere
+    metallic: Array = field(default_factory=lambda: np.zeros(0))  # default: 0 everywhere
     sharpness: float | Array = 20.0
     axis: float = 0.0
     thickness: float = 0.1
@@ -60,14 +60,14 @@ class Surface:
 
 @dataclass(frozen=True)
 class Light:
-    """A distant lamp and the room around it. Drawn once per picture, the same with and without the defect."""
+    """A distant lamp and ambient light. Sampled once per picture, the same with and without the defect."""
 
-    azimuth: float = -2.2  # where the light comes from, radians, 0 = from the right; the default is upper left
+    azimuth: float = -2.2  # direction of the lamp, radians, 0 = from the right; the default is upper left
     elevation: float = 0.9  # above the surface, radians
     key: float = 0.8  # strength of the lamp
-    ambient: float = 0.35  # strength of the room
+    ambient: float = 0.35  # strength of the ambient light
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    noise: float = 0.006  # standard deviation of the sensor's noise, of full scale
+    noise: float = 0.006  # standard deviation of the sensor's noise, as a share of full scale
     vignette: float = 0.06  # loss of light in the corners
 
 
@@ -85,7 +85,7 @@ def rotate(x: Array, y: Array, angle: float, centre: Sequence[float] | Array = (
 
 
 def smoothstep(edge0: float, edge1: float, value: Array) -> Array:
-    """0 below edge0, 1 above edge1 (edges may come in falling order), smooth between."""
+    """0 below edge0, 1 above edge1 (edge0 may be the greater), smooth between."""
     s = np.clip((value - edge0) / (edge1 - edge0), 0, 1)
     return (s * s * (3 - 2 * s)).astype(np.float32)
 
@@ -119,9 +119,9 @@ def noise(
 ) -> Array:
     """Smooth random relief, (size, size) float32, mean about 0, standard deviation 1.
 
-    cells: how many nodes of random height there are across the picture; (rows, columns) for stretched noise, so
-    (4, 60) is streaks running from top to bottom and (60, 4) streaks from left to right. Each further octave has
-    twice as many and is `gain` times as strong.
+    cells: number of nodes of random height across the picture; (rows, columns) for stretched noise, so
+    (4, 60) gives streaks from top to bottom and (60, 4) streaks from left to right. Each further octave has
+    twice as many nodes and is `gain` times as strong.
     """
     rows, columns = (cells, cells) if isinstance(cells, int) else cells
     total = np.zeros((size, size), np.float32)
@@ -143,7 +143,7 @@ def mix(a: Number | Array, b: Number | Array, weight: Number | Array) -> Array:
 
 
 def srgb(r: float, g: float, b: float) -> Array:
-    """Linear colour of an 8-bit screen colour, so that palettes can be read off photographs."""
+    """Linear colour of an 8-bit screen colour, so that palettes can be taken from photographs."""
     return ((np.array([r, g, b], np.float32) / 255) ** 2.2).astype(np.float32)
 
 
@@ -156,11 +156,11 @@ def normals(height: Array) -> Array:
 
 
 def shade(surface: Surface, light: Light, rng: np.random.Generator) -> Array:
-    """Photograph a surface: (H, W, 3) float32 in [0, 1], ready for the screen (sRGB, gamma 2.2).
+    """Shade a surface: (H, W, 3) float32 in [0, 1], for the screen (sRGB, gamma 2.2).
 
-    Lambert's law for the body, Blinn-Phong for the highlight, reflected surroundings for metal, shade in
-    hollows from the height against its neighbourhood, a soft shadow of the part on its background. `rng` draws
-    the sensor's noise, the same number of values whatever the surface.
+    Lambert's law for the body, Blinn-Phong for the highlight, reflected surroundings for metal, darker
+    hollows from the height relative to its neighbourhood, a soft shadow of the part on its background. `rng` draws
+    the sensor's noise, the same number of values for every surface.
     """
     size = surface.size
     n = normals(surface.height)
@@ -173,14 +173,14 @@ def shade(surface: Surface, light: Light, rng: np.random.Generator) -> Array:
     openness = np.clip(1 - 6 * np.maximum(hollow, 0), 0.25, 1)
     diffuse = light.ambient * openness + light.key * np.maximum(n @ lamp, 0) * (0.5 + 0.5 * openness)
     highlight = surface.gloss * np.maximum(n @ half, 0) ** surface.sharpness * light.key * openness
-    # A bright ceiling and a dark bench with a window in it, seen in the mirror: what makes metal read as metal.
+    # Metal reflects a bright ceiling, a dark bench and a window.
     mirror = 0.55 - 0.75 * n[..., 1] + 0.35 * np.cos(7 * n[..., 0] + light.azimuth) * (1 - n[..., 2])
     body = surface.albedo * diffuse[..., None]
     mirror = np.clip(mirror, 0.05, 1.6) * (0.45 + 0.55 * openness)
     body = mix(body, surface.albedo * mirror[..., None], surface.metallic)
     lit = body + highlight[..., None]
 
-    # The part's shadow falls away from the lamp.
+    # The part's shadow is on the side away from the lamp.
     shift = round(0.03 * size)
     down, right = int(-np.sin(light.azimuth) * shift), int(-np.cos(light.azimuth) * shift)
     shadow = np.pad(surface.part, shift, "edge")[shift - down :, shift - right :][:size, :size]

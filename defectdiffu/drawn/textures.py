@@ -1,7 +1,7 @@
 """Five textures that fill the picture: carpet, grid, leather, tile and wood, each a function of a random generator.
 
-Every function draws one specimen of the same product line: the weave, the pebbles or the grain, the colour, a small
-turn and the lamp change from call to call, as from one photograph in a catalogue to the next.
+Every function makes one specimen of the same product: the weave, the pebbles or the grain, the colour, a small
+rotation and the lamp change from call to call, as between photographs of one data set.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ Array = np.ndarray
 
 
 def _light(rng: np.random.Generator, azimuth: float, elevation: float, **settings: float) -> Light:
-    """The product's usual lamp, moved, dimmed and warmed a little."""
+    """The product's usual lamp with small random changes of position, brightness and colour."""
     warmth = rng.uniform(-0.012, 0.012)
     return Light(
         azimuth=azimuth + rng.uniform(-0.3, 0.3),
@@ -25,13 +25,13 @@ def _light(rng: np.random.Generator, azimuth: float, elevation: float, **setting
 
 
 def _room(size: int) -> Array:
-    """1 in the middle, falling to 0 over the last quarter unit before the picture's border."""
+    """1 in the middle, falling to 0 over the last 0.25 before the picture's border."""
     x, y = coordinates(size)
     return smoothstep(0, 0.25, 1 - np.maximum(np.abs(x), np.abs(y)))
 
 
 def _sheet(albedo: Array, height: Array, gloss: float, behind: Array, **rest: Any) -> Surface:
-    """A product that fills the picture, the same gloss everywhere, with one colour behind it."""
+    """A product that fills the picture, with constant gloss and a background of one colour."""
     size = height.shape[0]
     return Surface(
         albedo=albedo,
@@ -45,12 +45,12 @@ def _sheet(albedo: Array, height: Array, gloss: float, behind: Array, **rest: An
 
 
 def _colour(rng: np.random.Generator, rgb: tuple[int, int, int], spread: float = 0.06) -> Array:
-    """A screen colour made linear, a little lighter or darker, and a little off in hue."""
+    """A screen colour made linear, with small random changes of brightness and hue."""
     return srgb(*rgb) * np.exp(rng.normal(0, spread) + rng.normal(0, spread / 4, 3)).astype(np.float32)
 
 
 def _strand(position: Array, along: Array, turn: int) -> tuple[Array, Array, Array]:
-    """Parallel strands of a plain weave, at whole numbers of `position`, that cross others at whole numbers of `along`.
+    """Parallel strands of a plain weave at integer `position`, which cross the other strands at integer `along`.
 
     `turn` is 1 for one set of strands and -1 for the other, so that where one goes over, the other goes under.
     Returns each pixel's strand number (int), its distance from that strand's middle in [-0.5, 0.5], and the strand's
@@ -67,7 +67,7 @@ def _round(distance: Array) -> Array:
 
 
 def _cell_border(rng: np.random.Generator, x: Array, y: Array, pitch: float) -> Array:
-    """How far past the nearest of scattered points the second nearest is, in pitches: 0 on the border of two cells."""
+    """Distance to the second nearest of scattered points minus that to the nearest, in pitches: 0 on a cell border."""
     count = int(3.2 / pitch)
     across, down = np.meshgrid(np.arange(count), np.arange(count))
     points = (across + 1j * down + 0.5 + 0.8 * (rng.random((count, count, 2)) - 0.5) @ (1, 1j)).astype(np.complex64)
@@ -89,7 +89,7 @@ def carpet(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     angle = rng.normal(0, 0.02)
     u, v = rotate(x, y, angle)
     pitch = rng.uniform(0.086, 0.094)
-    # Yarns wander, and crowd together here and there.
+    # Yarns deviate from straight lines, and their spacing varies.
     p = u / pitch + 0.13 * noise(rng, size, (5, 12), 2) + rng.random(dtype=np.float32) + 64
     q = v / pitch + 0.13 * noise(rng, size, (12, 5), 2) + rng.random(dtype=np.float32) + 64
     grain = noise(rng, size, 110)
@@ -101,7 +101,7 @@ def carpet(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
         width = rng.uniform(0.27, 0.40, 128).astype(np.float32)[number]
         body = _round(offset / width)
         height.append(body * (0.7 + 0.3 * np.clip(3 * rise, -1, 1) + 0.1 * grain))
-        # Each yarn has its own shade, which drifts along it from one loop to the next.
+        # Each yarn has its own shade, which varies from loop to loop.
         loop = rng.normal(0, 0.12, (128, 128)).astype(np.float32)[number, np.rint(along).astype(np.int32)]
         shades.append(rng.normal(0.40 + 0.08 * turn, 0.18, 128).astype(np.float32)[number] + loop)
     top = np.maximum(*height)
@@ -121,12 +121,12 @@ def carpet(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
 
 
 def grid(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
-    """A mesh of grey wires crossing over and under in slender diamonds, before a light grey wall."""
+    """A mesh of grey wires crossing over and under in slender diamonds, in front of a light grey wall."""
     x, y = coordinates(size)
     angle = rng.uniform(-0.35, 0.35) + rng.choice([0, np.pi / 2])
     u, v = rotate(x, y, angle)
     lean = rng.uniform(0.47, 0.56)  # half the angle between the two families of wires, radians
-    pitch = rng.uniform(0.17, 0.19)  # between neighbouring wires, square to them
+    pitch = rng.uniform(0.17, 0.19)  # perpendicular distance between neighbouring wires
     radius = rng.uniform(0.025, 0.030)
     bend = 0.05 * noise(rng, size, 3)
     c, s = np.float32(np.cos(lean) / pitch), np.float32(np.sin(lean) / pitch)
@@ -135,7 +135,7 @@ def grid(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
 
     tops, coverage = [], []
     for position, along, turn in ((p, q, 1), (q, p, -1)):
-        # Wires sway to make room for each other: the cells become lens-shaped.
+        # Wires curve around each other: the cells become lens-shaped.
         position = position + 0.045 * np.sin(2 * np.float32(np.pi) * along)
         _, offset, rise = _strand(position, along, turn)
         distance = offset * np.float32(pitch)
@@ -164,14 +164,14 @@ def grid(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
 
 
 def leather(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
-    """Brown leather: pebbles of several sizes between creases that are rubbed paler."""
+    """Brown leather: pebbles of several sizes between creases that are paler from wear."""
     x, y = coordinates(size)
     angle = rng.normal(0.3, 0.25)
     warp = rng.uniform(0.02, 0.03)
     u, v = rotate(x + warp * noise(rng, size, 6, 3), y + warp * noise(rng, size, 6, 3), angle)
     border = _cell_border(rng, 0.8 * u, 1.1 * v, rng.uniform(0.105, 0.12))
     finer = _cell_border(rng, v, u, rng.uniform(0.09, 0.10))
-    fade = smoothstep(-2.0, 0.6, noise(rng, size, 7))  # creases run shallow in places
+    fade = smoothstep(-2.0, 0.6, noise(rng, size, 7))  # creases are shallow in places
     crease = smoothstep(0.16, 0.0, border) * (0.35 + 0.65 * fade)
     fold = smoothstep(0.2, 0.0, finer) * smoothstep(-1.5, 1.5, noise(rng, size, 20))
     pores = noise(rng, size, 90)
@@ -194,8 +194,8 @@ def leather(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
 
 
 def tile(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
-    """A polished stone tile: grey-green ground, crowded with dark chips of several sizes."""
-    # A chip is a peak of one of three fields; where peaks of different fields meet, chips lie side by side.
+    """A polished stone tile: grey-green ground with many dark chips of several sizes."""
+    # A chip is a peak of one of three fields; where peaks of different fields meet, chips are adjacent.
     peaks = np.maximum(np.maximum(noise(rng, size, 46), noise(rng, size, 60)), noise(rng, size, 90))
     peaks += 0.15 * noise(rng, size, 9) + 0.12 * noise(rng, size, 120) + np.float32(rng.normal(0, 0.08))
     chips = smoothstep(-0.15, 1.5, peaks)
@@ -224,7 +224,7 @@ def wood(rng: np.random.Generator, size: int) -> tuple[Surface, Light]:
     u, v = rotate(x, y, angle)
     v = v + 0.025 * noise(rng, size, (2, 3)) + 0.004 * noise(rng, size, (6, 16))
 
-    # Across the rings everything is a function of v alone; along them it drifts slowly.
+    # Across the rings everything is a function of v alone; along them it varies slowly.
     across = np.linspace(0, 1, 2048)
     spacing = np.exp(0.45 * np.interp(across, np.linspace(0, 1, 16), rng.standard_normal(16)))
     phase = np.cumsum(spacing) / spacing.sum() * rng.uniform(32, 44) % 1

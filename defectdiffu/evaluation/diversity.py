@@ -1,7 +1,7 @@
 """How different generated pictures are from each other: LPIPS, and within clusters (IC-LPIPS).
 
-IC-LPIPS (Ojha et al., CVPR 2021) first gives every generated picture to its nearest real one and then compares within
-these clusters, so that copies of the training pictures, which differ well from each other, do not count as diverse.
+IC-LPIPS (Ojha et al., CVPR 2021) first assigns every generated picture to its nearest real one and then compares within
+these clusters: so copies of different training pictures do not count as diverse.
 Two variants are in use; both are reported.
 """
 
@@ -29,11 +29,11 @@ CLUSTER = 50
 def run(generated: str | Path, real: str | Path, distance: Distance | None = None, seed: int = 0) -> dict:
     """Diversity within each pair (product, defect) of a generated folder; `real` holds the pictures to cluster by.
 
-    Returns, per pair and with its mean over pairs: `lpips`, the mean distance of two generated pictures (the paper's);
+    Returns, per pair and as a mean over pairs: `lpips`, the mean distance of two generated pictures (as in the paper);
     `ic_lpips_random_50`, at most 50 pictures drawn per cluster, clusters of one left out; `ic_lpips_all`, all pictures,
-    clusters of one counted 0. A score that no pair has is None. With LPIPS's network (AlexNet) out of reach, the
-    judge's features measure distance and the names begin with `judge_distance`; with `distance`, with `distance`.
-    Raises `InputError` if a pair has fewer than 2 generated pictures.
+    clusters of one counted 0. A score that no pair has is None. If LPIPS's network (AlexNet) cannot be fetched, the
+    judge's features measure distance and the names have `judge_distance` for `lpips`; with a given `distance`, they
+    have `distance`. Raises `InputError` if a pair has fewer than 2 generated pictures.
     """
     ours, theirs = read_alike(generated, real)
     size = common_size(ours)
@@ -46,7 +46,7 @@ def run(generated: str | Path, real: str | Path, distance: Distance | None = Non
     if distance is None:
         judge = Judge.shipped(size)
         name, size, distance = "judge_distance", judge.size, judge_distance(judge)
-        note = f"LPIPS is not reported: {reason}. judge_distance is another distance and compares only with itself."
+        note = f"LPIPS is not reported: {reason}. judge_distance is another distance: compare it only with itself."
 
     pairs: dict[str, dict[str, float | None]] = {}
     for pair, samples in ours.items():
@@ -78,14 +78,14 @@ def pairwise(images: np.ndarray, distance: Distance) -> np.ndarray:
 
 
 def nearest_reference(images: np.ndarray, references: np.ndarray, distance: Distance) -> np.ndarray:
-    """Place (N,) of the reference that is nearest to each image."""
+    """Index (N,) of the reference that is nearest to each image."""
     first, second = (g.ravel() for g in np.indices((len(images), len(references))))
     return _in_batches(images, references, first, second, distance).reshape(len(images), -1).argmin(1)
 
 
 def _in_batches(a: np.ndarray, b: np.ndarray, first: np.ndarray, second: np.ndarray, distance: Distance) -> np.ndarray:
     if a.shape[1:] != b.shape[1:]:
-        raise InputError(f"pictures of one size are compared, not {a.shape[1:]} and {b.shape[1:]}")
+        raise InputError(f"pictures must have one size, not {a.shape[1:]} and {b.shape[1:]}")
     batches = [slice(start, start + BATCH) for start in range(0, len(first), BATCH)]
     values = np.concatenate([distance(a[first[s]], b[second[s]]) for s in batches])
     if not np.isfinite(values).all():
@@ -109,7 +109,7 @@ def ic_random(apart: np.ndarray, nearest: np.ndarray, seed: int = 0) -> float | 
 
 
 def ic_all(apart: np.ndarray, nearest: np.ndarray) -> float:
-    """The same with every picture, clusters of one counted 0."""
+    """`ic_random` with every picture, clusters of one counted 0."""
     clusters = [np.flatnonzero(nearest == cluster) for cluster in np.unique(nearest)]
     return float(np.mean([_mean_distance(apart, c) if len(c) > 1 else 0.0 for c in clusters]))
 
@@ -119,7 +119,7 @@ def _mean_distance(apart: np.ndarray, members: np.ndarray) -> float:
 
 
 def lpips_distance() -> Distance:
-    """LPIPS on AlexNet. Raises OSError where AlexNet's weights cannot be fetched."""
+    """LPIPS on AlexNet. Raises OSError if AlexNet's weights cannot be fetched."""
     device = default_device()
     network = lpips.LPIPS(net="alex", verbose=False).to(device)
 

@@ -1,7 +1,7 @@
-"""Do generated pairs help a detector? One trained on few real pictures, alone and with synthetic ones beside them.
+"""Do generated pairs help a detector? It is trained on few real pictures, alone and together with synthetic ones.
 
-Two detectors, as in the paper: a U-Net that marks the defect, and a ResNet-50 that tells defective from good. The
-generated pairs are set against the two cheap ways to more pictures, copy-paste and Perlin noise, as many of each.
+Two detectors, as in the paper: a U-Net that marks the defect, and a ResNet-50 that classifies defective and good. The
+generated pairs are compared with two cheap methods, copy-paste and Perlin noise, with as many pictures of each.
 Every network gets the same number of steps and is scored after the last one: no epoch is chosen by the test pictures.
 """
 
@@ -37,12 +37,12 @@ SETS = ("real", "copy_paste", "perlin", "generated")
 
 
 class Detector(NamedTuple):
-    """What is trained, on which loss, and how it is scored.
+    """A detector, its loss, and its scores.
 
     build()                     a network from (B, 3, S, S) to logits (B, 1, ...)
     loss(logits, masks)         scalar, of masks float32 (B, 1, S, S)
     score(outputs, masks)       named scores of the whole test set; outputs float32 (N, ...) in [0, 1]
-    per_picture(outputs, masks) the values that are compared, picture by picture; `value` says what they are
+    per_picture(outputs, masks) the values that are compared, picture by picture; `value` names them
     """
 
     build: Callable[[], nn.Module]
@@ -105,21 +105,21 @@ def run(
     detectors: Sequence[str] = tuple(DETECTORS),
     progress: str | Path | None = None,
 ) -> dict:
-    """Train on `real`, on `real` with each kind of synthetic pictures, and score on `test`; folders in MVTec's layout.
+    """Train on `real` and on `real` with each kind of synthetic pictures; score on `test`. Folders in MVTec's layout.
 
-    Trained on: everything that `real` has of the products in `generated`. Tested on: the pairs (product, defect) of
-    `generated`, and defect-free pictures of their products. One folder given as both is split in halves by
-    `data.splitting.split`. progress: a file that keeps what every finished training gave, so that the same
-    call goes on.
+    Training set: all pictures in `real` of the products in `generated`. Test set: the pairs (product, defect) of
+    `generated`, and defect-free pictures of their products. If `real` and `test` are one folder, it is split in halves
+    by `data.splitting.split`. progress: a file that keeps the result of every finished training, so that the same
+    call resumes.
 
     Returns per detector and training set ("real", "copy_paste", "perlin", "generated") its `scores`, with
     `per_picture`: the U-Net's mean IoU of the test pictures with a defect, the ResNet's accuracy of all of them; the
     `differences` of that, generated minus each other set, with a 95 % interval over test pictures; and a `verdict` in
-    words. Raises `InputError` for fewer than 2 seeds, fewer than 2 real, test or generated pictures with a defect, and
-    test pictures without a defect-free one among them where a ResNet is asked for.
+    words. Raises `InputError` for fewer than 2 seeds, for fewer than 2 real, test or generated pictures with a defect,
+    and, for a ResNet, if no test picture is defect-free.
     """
     if len(seeds) < 2:
-        raise InputError(f"{len(seeds)} seed: at least 2 are needed to tell luck from help, 3 or more are better")
+        raise InputError(f"{len(seeds)} seed: at least 2 are needed to measure chance variation, 3 or more are better")
     for name in detectors:
         check_choice("detector", name, DETECTORS)
     ours = read_pairs(generated)
@@ -133,7 +133,7 @@ def run(
         "test": read("test", [s for s in unseen if (s.product, s.defect) in tested], size),
     }
     if "resnet50" in detectors and pictures["test"].masks.any((1, 2)).all():
-        raise InputError(f"{test} has no good pictures of {', '.join(sorted(products))}: nothing to tell apart")
+        raise InputError(f"{test} has no good pictures of {', '.join(sorted(products))}: the ResNet needs both classes")
     counts = {
         name: {"all": len(p.masks), "with_defect": int(p.masks.any((1, 2)).sum())} for name, p in pictures.items()
     }
@@ -169,7 +169,7 @@ def _trained(detector: str, name: str, seed: int, steps: int, pictures: dict[str
 
 
 def _compare(value: str, rows: dict[str, list[dict]]) -> dict:
-    """Scores, differences and verdict of one detector; rows: {set: what each seed gave}."""
+    """Scores, differences and verdict of one detector; rows: {set: result of each seed}."""
     per_picture = {name: [row["per_picture"] for row in results] for name, results in rows.items()}
     differences = {
         name: _difference(per_picture["generated"], per_picture[name]) for name in rows if name != "generated"
@@ -193,7 +193,7 @@ def _compare(value: str, rows: dict[str, list[dict]]) -> dict:
 
 
 class Progress(dict):
-    """{(detector, set, seed): what the training gave}, kept in a JSON file if one is named."""
+    """{(detector, set, seed): result of the training}, kept in a JSON file if a path is given."""
 
     def __init__(self, path: str | Path | None, about: dict):
         super().__init__()
@@ -201,7 +201,7 @@ class Progress(dict):
         if self.path and self.path.is_file():
             there = json.loads(self.path.read_text())
             if there["about"] != about:
-                raise InputError(f"{self.path} keeps trainings on other inputs: remove it or name another file")
+                raise InputError(f"{self.path} holds trainings on other inputs: remove it or name another file")
             self.update((tuple(key), value) for key, value in there["trainings"])
 
     def __setitem__(self, key: tuple, value: dict) -> None:
@@ -249,7 +249,7 @@ def _training_and_test(real: str | Path, test: str | Path) -> tuple[list[Sample]
 def train(
     detector: Detector, real: Pictures, extra: Pictures | None, steps: int, seed: int, label: str, batch_size: int = 16
 ) -> nn.Module:
-    """A detector after `steps` batches that are drawn as `shares` says. Mirrored at random."""
+    """A detector after `steps` batches composed by `shares` and mirrored at random."""
     device = default_device()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

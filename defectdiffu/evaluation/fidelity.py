@@ -1,9 +1,9 @@
 """Do generated pictures, as a set, look like real ones? FID, KID, IS, precision and recall of torch-fidelity.
 
-Their network (Inception) is fetched when first used. Where it cannot be, the same is done with the judge's features:
-other numbers on other scales, which go by other names and compare only with themselves.
+Their network (Inception) is fetched when first used. If it cannot be fetched, the judge's features are used instead:
+these scores have other scales and other names and are comparable only with themselves.
 
-Scores of whole sets have no bootstrap interval: a resampled set has copies in it, and they bias these very scores. KID
+Scores of whole sets have no bootstrap interval: a resampled set has copies in it, which bias these scores. KID
 is given with its deviation over random halves instead.
 """
 
@@ -31,7 +31,7 @@ def run(generated: str | Path, real: str | Path) -> dict:
     """Compare two folders in MVTec AD's layout, on the pairs (product, defect) that the generated one holds.
 
     Returns {counts, pairs, size} and {fid, kid, kid_std, inception_score, inception_score_std, precision, recall}, or,
-    where Inception cannot be fetched, {frechet_judge, kid_judge, kid_judge_std, precision_judge, recall_judge, judge,
+    if Inception cannot be fetched, {frechet_judge, kid_judge, kid_judge_std, precision_judge, recall_judge, judge,
     note}. precision: share of generated pictures within reach of the real ones; recall: the reverse (Kynkaanniemi et
     al., 2019). FID and Frechet distances are biased by small counts: compare equal counts only.
     Raises `InputError` if either folder has fewer than 10 pictures.
@@ -47,13 +47,13 @@ def run(generated: str | Path, real: str | Path) -> dict:
     if metrics is not None:
         return {**about, "size": size, **metrics}
     judge = Judge.shipped(size)
-    note = f"FID, KID, IS, precision and recall are not reported: {reason}. The judge's compare only with themselves."
+    note = f"FID, KID, IS, precision and recall are not reported: {reason}. Compare the judge's only with themselves."
     metrics = judge_metrics(judge_features(ours, judge), judge_features(theirs, judge))
     return {**about, "size": judge.size, **metrics, "judge": judge.card, "note": note}
 
 
 class ImageSet(Dataset[torch.Tensor]):
-    """Samples as torch-fidelity wants them: uint8 (3, S, S). The real ones are brought to the generated ones' size."""
+    """Samples in torch-fidelity's format: uint8 (3, S, S). Real pictures are resized to the generated ones' size."""
 
     def __init__(self, samples: Sequence[Sample], size: int):
         self.dataset = FolderDataset(samples, size)
@@ -66,7 +66,7 @@ class ImageSet(Dataset[torch.Tensor]):
 
 
 def inception_metrics(generated: ImageSet, real: ImageSet) -> dict[str, float]:
-    """All by torch-fidelity. Raises OSError where the Inception weights cannot be fetched."""
+    """All scores, by torch-fidelity. Raises OSError if the Inception weights cannot be fetched."""
     metrics = calculate_metrics(
         input1=generated,
         input2=real,
@@ -118,7 +118,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         if not np.isfinite(features).all():
             raise InputError(f"the {name} set has features that are not finite numbers")
     if a.shape[1] != b.shape[1]:
-        raise InputError(f"features of one length are compared, not {a.shape[1]} and {b.shape[1]}")
+        raise InputError(f"features must have one length, not {a.shape[1]} and {b.shape[1]}")
     a, b = a.astype(float), b.astype(float)
     root_a, root_b = (_root(np.atleast_2d(np.cov(x.T))) for x in (a, b))
     # tr((C_a C_b)^(1/2)) is the sum of the singular values of C_a^(1/2) C_b^(1/2): exact for singular C as well.

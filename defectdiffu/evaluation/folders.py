@@ -1,4 +1,4 @@
-"""Reading the folders that are compared, and what all measures of pictures ask of them."""
+"""Reads the folders to compare, and checks what all measures of pictures require."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -26,22 +26,22 @@ def read_pairs(root: str | Path) -> dict[Pair, list[Sample]]:
 
 
 def read_alike(generated: str | Path, real: str | Path) -> tuple[dict[Pair, list[Sample]], dict[Pair, list[Sample]]]:
-    """The generated samples by pair, and the real ones of the same pairs.
+    """The generated samples by pair, and the real samples of the same pairs.
 
-    Raises `InputError` if a generated pair has no real pictures to be compared with.
+    Raises `InputError` if a generated pair has no real pictures.
     """
     ours, theirs = read_pairs(generated), read_pairs(real)
     for product, defect in ours:
         if (product, defect) not in theirs:
             there = ", ".join(sorted(d for p, d in theirs if p == product)) or "nothing"
             raise InputError(
-                f"{generated} has {product} with {defect}, {real} has {there} of {product} to compare with"
+                f"{real} has no {product} with {defect} to compare with {generated}; of {product} it has {there}"
             )
     return ours, {pair: theirs[pair] for pair in ours}
 
 
 def common_size(pairs: dict[Pair, list[Sample]]) -> int:
-    """The one size, in pixels, that all of the pictures have. Raises `InputError` if they differ or are not square."""
+    """The common side of all pictures, in pixels. Raises `InputError` if sizes differ or pictures are not square."""
     sizes: dict[tuple[int, int], Path] = {}
     for sample in chain.from_iterable(pairs.values()):
         with Image.open(sample.image) as image:
@@ -49,11 +49,11 @@ def common_size(pairs: dict[Pair, list[Sample]]) -> int:
     if len(sizes) > 1:
         (first, a), (second, b), *_ = sizes.items()
         raise InputError(
-            f"pictures of one size are needed: {a} is {first[0]} x {first[1]}, {b} is {second[0]} x {second[1]}"
+            f"pictures must have one size: {a} is {first[0]} x {first[1]}, {b} is {second[0]} x {second[1]}"
         )
     ((width, height), path), *_ = sizes.items()
     if width != height:
-        raise InputError(f"square pictures are needed: {path} is {width} x {height}")
+        raise InputError(f"pictures must be square: {path} is {width} x {height}")
     return width
 
 
@@ -77,5 +77,5 @@ def fetched(network: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T, No
 
 
 def judge_features(samples: Sequence[Sample], judge: Judge) -> np.ndarray:
-    """float32 (N, 192): what the judge makes of the pictures, read at its size."""
+    """float32 (N, 192): the judge's features of the pictures, loaded at its size."""
     return judge(load(samples, judge.size)[0]).features

@@ -1,8 +1,8 @@
 """The judge of rendered data: one network that names product and defect of a picture and marks the defect.
 
-It learns from thousands of rendered pictures (`experiments/judge_training.py`), none of which a generative model is
-trained on, and so can say what is in a generated one. Its errors on fresh rendered pictures are on its card; they bound
-what it can measure.
+It is trained on thousands of rendered pictures (`experiments/judge_training.py`), none of which a generative model is
+trained on, and so can assess generated pictures. Its card states its errors on new rendered pictures; they limit the
+accuracy of its measurements.
 """
 
 import json
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """A U-Net on patches, down to a grid of 8 x 8. The defect head looks where the mask head points."""
+    """A U-Net on patches, down to a grid of 8 x 8. The defect head also pools features where the mask head marks."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -89,7 +89,7 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """judge(images uint8 (N, S, S, 3)) -> Verdict. `card` holds its scores, seeds and counts."""
+    """judge(images uint8 (N, S, S, 3)) -> Verdict. `card` holds the judge's scores, seeds and counts."""
 
     def __init__(self, network: JudgeNetwork, card: dict):
         self.device = default_device()
@@ -99,7 +99,7 @@ class Judge:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Judge":
-        """Load what `train_judge` wrote. Raises `InputError` if there is none."""
+        """Load a judge that `train_judge` wrote. Raises `InputError` if there is none."""
         folder = Path(folder)
         if not (folder / "judge.json").is_file() or not (folder / "judge.safetensors").is_file():
             raise InputError(f"no judge in {folder}: it needs judge.json and judge.safetensors")
@@ -110,10 +110,10 @@ class Judge:
 
     @classmethod
     def shipped(cls, size: int) -> "Judge":
-        """The judge that comes with the package for pictures of `size` pixels: the largest that is not larger."""
+        """The shipped judge for pictures of `size` pixels: the one with the largest size up to `size`."""
         sizes = [int(p.parent.name) for p in SHIPPED.glob("*/judge.json")]
         if not any(s <= size for s in sizes):
-            raise InputError(f"no judge for {size} pixels, the smallest shipped reads {min(sizes, default='none')}")
+            raise InputError(f"no judge for {size} pixels; the smallest shipped size is {min(sizes, default='none')}")
         return cls.load(SHIPPED / str(max(s for s in sizes if s <= size)))
 
     @torch.inference_mode()

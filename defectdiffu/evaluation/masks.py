@@ -1,4 +1,4 @@
-"""How well masks meet the truth: IoU, F1, AP and AUROC over all pixels, by torchmetrics."""
+"""How well masks match the true masks: IoU, F1, AP and AUROC over all pixels, by torchmetrics."""
 
 from collections.abc import Callable
 
@@ -26,21 +26,19 @@ def run(probabilities: np.ndarray, truths: np.ndarray) -> dict[str, float | int]
     """Score mask maps (N, H, W) in [0, 1] against true masks (N, H, W), nonzero for defect.
 
     iou and f1 at the threshold 0.5; ap and auroc over all thresholds. Pixels of all pictures are pooled.
-    Raises `InputError` for no pictures, different shapes, values outside [0, 1] or NaN, and truths that are all empty
-    or all full, for which no ranking can be right.
+    Raises `InputError` for no pictures, different shapes, values outside [0, 1] or NaN, and true masks that are all
+    empty or all full, for which a ranking has no meaning.
     """
     probabilities, truths = np.asarray(probabilities, np.float32), np.asarray(truths) > 0
     if not probabilities.size:
         raise InputError("no masks to score: at least 1 is needed")
     if probabilities.shape != truths.shape:
-        raise InputError(
-            f"masks of {probabilities.shape} are scored against truths of {truths.shape}: shapes must agree"
-        )
+        raise InputError(f"masks have shape {probabilities.shape}, true masks {truths.shape}: shapes must agree")
     if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
         raise InputError("mask maps must be numbers in [0, 1]")
     if truths.all() or not truths.any():
         raise InputError(
-            f"all {len(truths)} true masks are {'full' if truths.all() else 'empty'}: nothing to tell apart"
+            f"all {len(truths)} true masks are {'full' if truths.all() else 'empty'}: both classes are needed"
         )
     predicted, target = torch.from_numpy(probabilities).flatten(), torch.from_numpy(truths).flatten().long()
     return {name: float(score(predicted, target)) for name, score in SCORES.items()} | {"count": len(truths)}

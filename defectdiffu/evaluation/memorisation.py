@@ -1,4 +1,4 @@
-"""Is a generated picture new, or a training picture again? Nearest neighbours in the judge's feature space."""
+"""Is a generated picture new, or a copy of a training picture? Nearest neighbours in the judge's feature space."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from defectdiffu.evaluation.folders import check_count, common_size, judge_featu
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.statistics import bootstrap
 
-COPY = 0.5  # a ratio below is counted as suspiciously near
+COPY = 0.5  # a ratio below this counts as suspiciously near
 
 
 def run(generated: str | Path, real: str | Path, judge: Judge | None = None) -> dict:
-    """Compare generated pictures with the training pictures of the same pair (product, defect); `real` holds those.
+    """Compare generated pictures with the training pictures of the same pair (product, defect), which are in `real`.
 
-    Returns `ratio`, as `nearest_ratio` has it, with its interval; `below_half`, the share of ratios under 0.5;
-    `nearest`, the ten pictures of least ratio, to be looked at beside the training picture they are nearest to.
+    Returns `ratio`, the mean of `nearest_ratio` with its interval; `below_half`, the share of ratios under 0.5;
+    `nearest`, the ten pictures with the lowest ratio, each with its nearest training picture, to inspect.
     Raises `InputError` if a pair has fewer than 2 training pictures.
     """
     ours, theirs = read_alike(generated, real)
@@ -38,17 +38,17 @@ def run(generated: str | Path, real: str | Path, judge: Judge | None = None) -> 
 
 
 def nearest_ratio(generated: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from each generated picture to its nearest training picture, over the usual distance between those.
+    """Distance from each generated picture to its nearest training picture, divided by the usual distance of those.
 
-    generated (N, D), training (M, D): features. Returns the ratios (N,) and the place (N,) of the nearest in
-    `training`. The usual distance is the mean one from a training picture to the nearest other. 1: as far from the
+    generated (N, D), training (M, D): features. Returns the ratios (N,) and the index (N,) of the nearest in
+    `training`. The usual distance is the mean distance from a training picture to the nearest other. 1: as far from the
     training pictures as they are from each other; near 0: a copy.
     Raises `InputError` for fewer than 2 training pictures, features that are not finite, or
-    training pictures that are all alike.
+    training pictures that all have exact copies.
     """
     check_count("the training set", len(training), 2)
     if not (np.isfinite(generated).all() and np.isfinite(training).all()):
-        raise InputError("features that are not finite numbers have no neighbours")
+        raise InputError("the features have values that are not finite numbers")
     between = _distances(training, training)
     np.fill_diagonal(between, np.inf)
     usual = between.min(1).mean()

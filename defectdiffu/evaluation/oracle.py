@@ -1,7 +1,7 @@
-"""What only rendered data can tell: whether a generated picture shows what was asked for, as much as was asked for.
+"""Measures possible only with rendered data: does a generated picture show the product, defect and strength asked for?
 
 Nothing is selected: every pair gets the seeds 0 to n - 1. The judge's own errors count against the generator, so the
-same scores of truly rendered pictures are given as the ceiling.
+same scores of rendered pictures are given as the ceiling.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +24,10 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 
 # (P pairs, strength, num) to images uint8 (P, num, S, S, 3) and masks bool (P, num, S, S), seeds 0 to num - 1 each
 Source = Callable[[Sequence[Pair], float, int], tuple[np.ndarray, np.ndarray]]
-TOGETHER = 16  # pictures sampled in one batch, of as many pairs as that takes
+TOGETHER = 16  # pictures sampled in one batch, from several pairs if needed
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
-SWEPT = 8  # pictures per pair that are drawn at every strength, at most: the sweep costs most of the time
+SWEPT = 8  # at most this many pictures per pair are sampled at every strength: the sweep takes most of the time
 RENDERED_STRENGTHS, RENDERED_STRENGTH = (0.0, 0.25, 0.5, 0.75, 1.0), 0.75
 RENDERED_SEEDS = 3 * 10**15  # specimens that neither a generative model nor the judge has seen
 
@@ -35,9 +35,9 @@ RENDERED_SEEDS = 3 * 10**15  # specimens that neither a generative model nor the
 def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None) -> dict:
     """Judge `num` pictures of every procedural pair that the weights know, at their own w_d.
 
-    The first `SWEPT` of them are swept over `strengths` as well, 0 among them.
+    The first `SWEPT` of them are also swept over `strengths`, including 0.
     weights: shipped name, folder or hub id. Returns "trained", "held_out" and "rendered_held_out" (the ceiling), each
-    {score: {mean, low, high, count}} as `measure` has them, and "per_pair", the means of every pair.
+    {score: {mean, low, high, count}} with the scores of `measure`, and "per_pair", the means of every pair.
     Raises `InputError` if the weights know none of the pairs.
     """
     pipeline = DefectDiffuPipeline.from_pretrained(weights)
@@ -49,11 +49,11 @@ def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTH
 def judge_pipeline(
     pipeline: DefectDiffuPipeline, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None
 ) -> dict:
-    """`run` for a pipeline in memory; anything with its `pairs`, `products`, `defects`, `config` and call will do."""
+    """`run` for a pipeline in memory, or any object with `pairs`, `products`, `defects`, `config` and the same call."""
     if num < 1:
         raise InputError(f"num is {num}: at least 1 picture per pair is needed")
     if len(set(strengths) | {0.0}) < 3:
-        raise InputError("strengths need at least two values above 0, else there is no rank correlation")
+        raise InputError("strengths must have at least two values above 0 for a rank correlation")
     trained, held_out = known_pairs(pipeline)
     if not trained and not held_out:
         raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")
@@ -89,16 +89,16 @@ def judge_pipeline(
 
 
 def known_pairs(pipeline: DefectDiffuPipeline) -> tuple[list[Pair], list[Pair]]:
-    """The procedural pairs whose two names the weights know: those they were trained on, and the others (zero-shot)."""
+    """The procedural pairs whose two names the weights know: the trained pairs, and the others (zero-shot)."""
     known = [(p, d) for p in PAIRS for d in PAIRS[p] if p in pipeline.products and d in pipeline.defects]
     trained = [(p, d) for p, d in known if d in pipeline.pairs[p]]
     return trained, [pair for pair in known if pair not in trained]
 
 
 def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
-    """A pipeline as a `Source`, seeds from `first_seed` on; what is not said is as its config has it.
+    """A pipeline as a `Source`, seeds from `first_seed` on; other settings are those of its config.
 
-    In bfloat16 where the device computes in it, as training does: pictures differ by half a grey level in the mean.
+    In bfloat16 if the device supports it, as in training: pictures differ by half a grey level on average.
     """
     device = default_device()
 
@@ -183,7 +183,7 @@ def pooled(scores: dict[Pair, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and masks brought down to the judge's size; a mask pixel stays where at least half of it is marked."""
+    """Images and masks scaled down to the judge's size; a mask pixel is kept if at least half of it is marked."""
     images, masks = frames
     if images.shape[1] == size:
         return images, masks
@@ -192,6 +192,6 @@ def at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarra
 
 
 def picture_size(pipeline: DefectDiffuPipeline) -> int:
-    """Side of the pictures in pixels, as one picture shows it."""
+    """Side of the pictures in pixels, measured on one generated picture."""
     product = pipeline.products[0]
     return pipeline(product=product, num_images=1, num_inference_steps=1).images[0].width

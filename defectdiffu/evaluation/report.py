@@ -1,9 +1,9 @@
-"""Every measure in one file of its own; `evaluate` runs one by name and writes one JSON.
+"""Runs a measure by name with `evaluate` and writes one JSON; each measure has its own file.
 
     evaluate("oracle", json_path="oracle.json", weights="tiny", num=8)
     evaluate("fidelity", json_path="fidelity.json", generated="out", real="data")
 
-The libraries behind a measure are imported when it is asked for: `pip install "defectdiffu[evaluation]"`.
+The libraries of a measure are imported when it is run: `pip install "defectdiffu[evaluation]"`.
 """
 
 import json
@@ -32,9 +32,9 @@ LIBRARIES = (
 
 
 def run_of(module: str) -> Callable[..., dict]:
-    """`run` of a module of the package, which is imported when it is called.
+    """`run` of a module of the package; the module is imported when `run` is called.
 
-    Raises `InputError` if the library behind it is not installed.
+    Raises `InputError` then if a library it needs is not installed.
     """
 
     def run(**arguments: Any) -> dict:
@@ -48,7 +48,7 @@ def run_of(module: str) -> Callable[..., dict]:
     return run
 
 
-# Each takes what `run` in the file of its name takes.
+# Each takes the arguments of `run` in the file of its name.
 NAMES = ("oracle", "fidelity", "diversity", "memorisation", "masks", "downstream")
 MEASURES = {name: run_of(f"evaluation.{name}") for name in NAMES}
 
@@ -56,13 +56,13 @@ MEASURES = {name: run_of(f"evaluation.{name}") for name in NAMES}
 def evaluate(measure: str, json_path: str | Path | None = None, **arguments: Any) -> dict:
     """Run one of `MEASURES` with its arguments; return its result with versions and seconds, and write it as JSON.
 
-    Raises `InputError` for an unknown measure, a `json_path` that is a folder, and whatever the measure has to object.
+    Raises `InputError` for an unknown measure, a `json_path` that is a folder, and for the measure's own input errors.
     """
     return measured(measure, MEASURES[check_choice("measure", measure, MEASURES)], json_path, **arguments)
 
 
 def measured(measure: str, run: Callable[..., dict], json_path: str | Path | None = None, **arguments: Any) -> dict:
-    """`evaluate` for a measure that is not among `MEASURES`: what `run(**arguments)` gives, named `measure`."""
+    """`evaluate` for a measure that is not in `MEASURES`: the result of `run(**arguments)`, named `measure`."""
     path = Path(json_path) if json_path else None
     if path and path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the result")
@@ -84,9 +84,9 @@ def evaluate_all(
 ) -> dict:
     """Fidelity, diversity and memorisation of `generated` against `real`, and the oracle on `weights`, in one JSON.
 
-    num: pictures per pair for the oracle, which draws its own. A measure that cannot be taken is listed under
-    `left_out` with the reason. The file is written after every measure, so the same command goes on where it stopped.
-    Raises `InputError` if the file holds results of other inputs, and if no measure at all can be taken.
+    num: pictures per pair for the oracle, which samples its own. A measure that cannot be computed is listed under
+    `left_out` with the reason. The file is written after every measure, so the same command resumes where it stopped.
+    Raises `InputError` if the file holds results of other inputs, and if no measure can be computed.
     """
     folders: dict[str, Any] = {"generated": str(generated), "real": str(real)}
     asked = folders | {"weights": str(weights), "num": num}
@@ -100,7 +100,7 @@ def evaluate_all(
         except ValueError:
             there = {}
         if there.get("asked") != asked:
-            raise InputError(f"{path} holds something else than these inputs' results: choose another --json")
+            raise InputError(f"{path} does not hold results of these inputs: choose another --json")
         result["results"] = there["results"]
     for number, (measure, arguments) in enumerate(work.items(), 1):
         if measure in result["results"]:
@@ -113,7 +113,7 @@ def evaluate_all(
             continue
         write_json(path, result)
     if not result["results"]:
-        raise InputError("no measure can be taken: " + "; ".join(f"{m}: {e}" for m, e in result["left_out"].items()))
+        raise InputError("no measure can be computed: " + "; ".join(f"{m}: {e}" for m, e in result["left_out"].items()))
     write_json(path, result)
     return result
 

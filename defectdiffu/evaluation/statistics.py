@@ -1,4 +1,4 @@
-"""Means with their uncertainty: the bootstrap."""
+"""Means with bootstrap intervals."""
 
 from collections.abc import Sequence
 

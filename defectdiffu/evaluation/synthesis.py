@@ -1,4 +1,4 @@
-"""The cheap ways to make defect pictures, which a generative model has to beat: copy-paste and Perlin noise."""
+"""Two cheap baselines that make defect pictures: copy-paste and Perlin noise."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Pictures(NamedTuple):
 
 
 def read(what: str, samples: Sequence[Sample], size: int) -> Pictures:
-    """Load samples. Raises `InputError` for fewer than 2 with a defect; `what` they are is said there."""
+    """Load samples. Raises `InputError` for fewer than 2 with a defect; its message names them by `what`."""
     check_count(f"{what} pictures with a defect and its mask", sum(s.mask is not None for s in samples), 2)
     return Pictures(*load(samples, size), np.array([s.product for s in samples]))
 
@@ -28,7 +28,7 @@ def read(what: str, samples: Sequence[Sample], size: int) -> Pictures:
 def synthesise(real: Pictures, number: int, kind: str, rng: np.random.Generator) -> Pictures:
     """`number` pictures made from real ones: kind "copy_paste" or "perlin".
 
-    The ground is a defect-free picture of the product; where none is, one with a defect, which stays marked.
+    The background is a defect-free picture of the product or, if there is none, one with a defect, which stays marked.
     """
     flawed = real.masks.any((1, 2))
     images, masks, products = [], [], []
@@ -50,9 +50,10 @@ def synthesise(real: Pictures, number: int, kind: str, rng: np.random.Generator)
 def copy_paste(
     normal: np.ndarray, defect: np.ndarray, mask: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a real defect, with its mask, on a defect-free picture: turned, mirrored and moved at random.
+    """Paste a real defect, with its mask, on a defect-free picture: rotated, mirrored and shifted at random.
 
-    normal, defect uint8 (S, S, 3), mask uint8 (S, S). Returns (image, mask), alike; what leaves the picture is lost.
+    normal, defect uint8 (S, S, 3), mask uint8 (S, S). Returns (image, mask) of the same shapes; parts outside the
+    picture are cut off.
     """
     turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
     defect, mask = (np.rot90(p[:, ::-1] if mirrored else p, turns) for p in (defect, mask))
@@ -71,7 +72,7 @@ def copy_paste(
 def perlin_defect(normal: np.ndarray, texture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Blend another picture into a defect-free one where Perlin noise is high, as DRAEM (Zavrtanik et al., ICCV 2021).
 
-    normal, texture uint8 (S, S, 3); the texture is turned and its colours are swapped. Returns (image, mask).
+    normal, texture uint8 (S, S, 3); the texture is rotated and its channels are permuted. Returns (image, mask).
     """
     texture = np.rot90(texture, int(rng.integers(4)))[..., rng.permutation(3)]
     noise = sum((perlin(len(normal), cells, rng) / cells for cells in OCTAVES), start=np.zeros(()))

@@ -1,7 +1,7 @@
-"""Ablations: the same training with one thing changed, from scratch, and what it does to the scores (Sec. 4.5).
+"""Ablations: the same training from scratch with one setting changed, and the effect on the scores (Sec. 4.5).
 
 Every variant gets the same pictures, latents, number of steps and seeds as the full model; only the settings in its row
-of `variants` differ. Each is compared with the full model of its seed picture by picture.
+of `variants` differ. Each is compared, picture by picture, with the full model of the same seed.
 """
 
 import json
@@ -34,7 +34,7 @@ JUDGED_ZERO_SHOT = ("product_accuracy", "defect_accuracy", "mask_iou")
 
 
 def variants(preset: Preset) -> dict[str, dict]:
-    """{name: what it changes in `preset`}. Changes of `sampling` alone need no training of their own."""
+    """{name: what it changes in `preset`}. A variant that changes only `sampling` needs no separate training."""
     model = preset.model
     other = "positions" if model.attention_over == "tokens" else "tokens"
     as_deep = {
@@ -44,7 +44,7 @@ def variants(preset: Preset) -> dict[str, dict]:
     }
     return {
         FULL: {},
-        # How far luck alone moves the scores: a change that does less has not been seen to do anything.
+        # How much the scores vary by chance: a variant with a smaller difference shows no effect.
         "another random start": {"training": {"seed": preset.training.seed + 1000}},
         # The paper's four (Table 1). Without the fusion blocks the model is also smaller; the second row is not.
         "without fusion part": {"model": {"fusion_blocks": 0}},
@@ -57,7 +57,7 @@ def variants(preset: Preset) -> dict[str, dict]:
         "gradient through R": {"loss": {"ratio_gradient": True}},
         "mask weight 0.2": {"loss": {"mask_weight": 0.2}},
         "without mask loss": {"loss": {"mask_weight": 0.0}},
-        "p2 = 0.05": {"training": {"p2": 0.05}},  # fewer pictures of defects are called good
+        "p2 = 0.05": {"training": {"p2": 0.05}},  # fewer defects are replaced by good
         "product_aware guidance": {"sampling": {"guidance": "product_aware"}},
     }
 
@@ -75,10 +75,10 @@ def run(
 ) -> dict:
     """Train and score the full model and its `variants` with each of `seeds`; write and return the record.
 
-    data: folders to train on; val: one with pictures of the same pairs that none is trained on. names: which variants,
-    all unless given. num: pictures per procedural pair that the judge is shown.
-    The autoencoder is the preset's pretrained one, or that of the weights it starts from; `out` keeps a copy. What is
-    finished in `out` stays, and `file` is written again after every variant, so the same command goes on.
+    data: folders to train on; val: a folder with other pictures of the same pairs. names: the variants, by default
+    all. num: pictures per procedural pair for the judge.
+    The autoencoder is the preset's pretrained one, or that of the weights it starts from; `out` keeps a copy. Finished
+    results in `out` are kept, and `file` is written again after every variant, so the same command resumes.
     Raises `InputError` for unknown variants, a preset without an autoencoder, and bad data.
     """
     if not seeds:
@@ -137,9 +137,9 @@ def run(
 
 
 def train_variant(preset: Preset, data: list[Path], val: Path, watched: Pictures, folder: Path) -> Latents:
-    """Train `preset` into `folder`, unless that is done; return the latents of the watched pictures.
+    """Train `preset` into `folder`, unless that is done; return the latents of the validation pictures.
 
-    The cache of latents is shared with the other runs beside `folder`.
+    The cache of latents is shared with the other runs next to `folder`.
     """
     claim(folder, preset)
     assert preset.autoencoder.pretrained is not None  # the variants share one
@@ -156,7 +156,7 @@ def train_variant(preset: Preset, data: list[Path], val: Path, watched: Pictures
 
 @torch.no_grad()
 def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, list[float]]:
-    """Squared errors of every held-out picture, means over `DRAWS` noises and steps that are the same for all models.
+    """Squared errors of every held-out picture, averaged over `DRAWS` noises and steps, the same for all models.
 
     noise: of the predicted noise (Eq. 2); defect_noise: the same inside the mask, pictures with a defect only;
     mask: of the mask's latent (Eq. 6).
@@ -186,7 +186,7 @@ def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, li
 
 
 def judged(pipe: DefectDiffuPipeline, num: int) -> dict[str, list[float]]:
-    """The judge's scores of `num` pictures of every procedural pair that `pipe` knows, as `oracle.measure` has them."""
+    """The judge's scores (`oracle.measure`) of `num` pictures of every procedural pair that `pipe` knows."""
     values: dict[str, list[float]] = {}
     judge = Judge.shipped(picture_size(pipe))
     for prefix, pairs, keys in zip(("", "zero_shot_"), known_pairs(pipe), (JUDGED, JUDGED_ZERO_SHOT), strict=True):
@@ -196,7 +196,7 @@ def judged(pipe: DefectDiffuPipeline, num: int) -> dict[str, list[float]]:
 
 
 def summary(name: str, changes: dict, seed: int, steps: int, values: dict) -> dict:
-    """One run of the record; values: {(name, seed): {score: one value per picture or pair}}, the full model's among."""
+    """One run of the record; values: {(name, seed): {score: one value per picture or pair}}, with the full model's."""
     ours, full = values[name, seed], values[FULL, seed]
     row = {"name": name, "changes": changes, "seed": seed, "steps": steps}
     row["scores"] = {score: bootstrap(v) for score, v in ours.items()}

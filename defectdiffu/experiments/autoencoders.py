@@ -1,7 +1,7 @@
-"""What an autoencoder leaves of pictures and masks: nothing generated through it can be better.
+"""How well autoencoders reconstruct pictures and masks: this bounds the quality of everything generated through them.
 
-PSNR does not see what is lost: a faint stain weighs less than the texture around it. So the judge is asked as well, of
-rendered pictures as they are, of the same a little degraded, and of what comes back through each autoencoder.
+PSNR does not show which details are lost: a faint stain adds less error than the texture around it. So the judge also
+scores rendered pictures as they are, slightly degraded, and reconstructed by each autoencoder.
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
     """Compare autoencoders on the pictures of `data`, which none was trained on; write and return the record.
 
     names: shipped names, folders or hub ids. size: of the pictures, in pixels. sheet: a WebP of one picture per kind of
-    defect, first as it is, then through each autoencoder, a row each.
-    Scores per autoencoder: "psnr_db"; "mask_kept", the IoU of a mask with what comes back of it; and if a judge for
-    `size` comes with the package, what it says of pictures: "defect_accuracy", the same per kind of defect,
-    "judged_good" of those without one, and "mask_iou" of its mask with the true one.
-    Raises `InputError` for unusable data, unknown names, a size that is no multiple of a patch's, and if no picture has
-    a defect.
+    defect, the originals in the first row, then one row of reconstructions per autoencoder.
+    Scores per autoencoder: "psnr_db"; "mask_kept", the IoU of a mask with its reconstruction; and if the package has a
+    judge for `size`, its scores of reconstructed pictures: "defect_accuracy", over all and per kind of defect,
+    "judged_good" of those without a defect, and "mask_iou" of its mask with the true one.
+    Raises `InputError` for unusable data, unknown names, a size that is not a multiple of the downsampling, and if no
+    picture has a defect.
     """
     pictures = Pictures.load(read_folder(*data), size)
     x, true = pictures.tensors(range(len(pictures)))
@@ -67,7 +67,7 @@ def run(names: Sequence[str], data: Sequence[Path], size: int, file: Path, sheet
     for name in names:
         with quiet():
             vae = load_autoencoder(name)
-            vae.to(device).eval()  # type: ignore[arg-type]  # diffusers wraps `to`, and it loses its `self`
+            vae.to(device).eval()  # type: ignore[arg-type]  # diffusers' wrapper of `to` has no `self`
         if size % autoencoder.downsampling(vae):
             raise InputError(f"size must be a multiple of {autoencoder.downsampling(vae)} for '{name}', not {size}")
         returned = _through(vae, x)
@@ -94,7 +94,7 @@ def _through(vae: autoencoder.Autoencoder, x: torch.Tensor) -> np.ndarray:
 
 
 def _psnr(images: np.ndarray, returned: np.ndarray) -> dict:
-    """Of all pictures together, in dB; the interval is the squared error's."""
+    """PSNR of all pictures together, in dB; the interval is computed from the squared error's."""
     error = bootstrap(((images.astype(np.float32) - returned) ** 2).mean((1, 2, 3)) / 255**2)
     low, mean, high = (-10 * float(np.log10(max(error[k], 1e-10))) for k in ("high", "mean", "low"))
     return {"mean": mean, "low": low, "high": high, "count": error["count"]}

@@ -1,7 +1,7 @@
 """How to sample: guidance, scales, steps and scheduler, each changed alone, compared on the same seeds by the judge.
 
-The seeds lie apart from those that the weights are scored on (`oracle.py`), so a default chosen here is not chosen on
-its own test.
+The seeds differ from those that the weights are scored on (`oracle.py`), so a default chosen here is not chosen on
+the test seeds.
 """
 
 import sys
@@ -44,7 +44,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     """Judge `num` pictures of every trained pair with the defaults of `weights`, then with each of `CHANGES`.
 
-    Writes and returns the record (`records`): scores and, picture by picture, their differences to the defaults.
+    Writes and returns the record (`records`): scores and, picture by picture, their differences from the defaults.
     Raises `InputError` if the weights know none of the procedural pairs.
     """
     pipe = DefectDiffuPipeline.from_pretrained(weights)
@@ -66,7 +66,7 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
         scheduler = settings.pop("scheduler")
         kind, extra = SCHEDULERS.get(scheduler, (type(own), {}))
         pipe.scheduler = own
-        if "scheduler" in changes:  # diffusers declares a tuple as well, which is for other arguments
+        if "scheduler" in changes:  # diffusers also declares a tuple, for other arguments
             pipe.scheduler = kind.from_config(own.config, **extra)  # type: ignore[assignment]
         pipe.register_to_config(**settings)
         measured = pooled(measure(sampler(pipe, FIRST_SEED), pairs, num, (), settings["w_d"], judge))

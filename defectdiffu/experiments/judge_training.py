@@ -1,4 +1,4 @@
-"""Training the judge on rendered pictures, and its scores on fresh ones.
+"""Training the judge on rendered pictures, and its scores on new ones.
 
 train_judge(size=64, images=20_000, seed=0, out="judges/64")
 """
@@ -27,9 +27,9 @@ GOOD_SHARE = 0.2
 GOOD_KIND = KINDS.index(GOOD)
 COUNTERFACTUAL_SHARE = 0.15  # of the training pictures that are shown without their defect
 DEGRADED_SHARE = 0.5  # of the training pictures that are shown degraded
-# `write_dataset` counts its specimens from 0 in blocks of a million; the judge's pictures lie far beyond them.
+# `write_dataset` counts its specimens from 0 in blocks of a million; the judge's seeds are far above those.
 TRAINING_SEEDS, TESTING_SEEDS = 10**15, 2 * 10**15
-TESTED = 1000  # fresh pictures that the scores on the card come from
+TESTED = 1000  # new pictures for the scores on the card
 
 
 class Drawn(NamedTuple):
@@ -46,7 +46,7 @@ class Drawn(NamedTuple):
 def draw(size: int, count: int, first_seed: int) -> Drawn:
     """Render `count` pictures of random products, with a random defect of `PAIRS` in four of five, strength 0.25 to 1.
 
-    Held-out pairs are among them: the judge must know what the generative model has to transfer.
+    Held-out pairs are included: the judge must know the pairs that the generative model has to transfer to.
     """
     drawn = Drawn(
         np.empty((count, size, size, 3), np.uint8),
@@ -66,10 +66,10 @@ def draw(size: int, count: int, first_seed: int) -> Drawn:
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture uint8 (S, S, 3) a little soft, grainy and compressed, as lenses, sensors and codecs leave it.
+    """A picture uint8 (S, S, 3) with slight blur, noise and JPEG compression, as from lenses, sensors and codecs.
 
-    Generated pictures differ from rendered ones in such ways, which nobody would call a defect. A judge that has seen
-    none of them takes the faintest block or blur for a scratch.
+    Generated pictures differ from rendered ones in such ways, which are not defects. A judge trained without them takes
+    the faintest compression block or blur for a scratch.
     """
     blur, grain, quality = rng.uniform(0, 1), rng.uniform(0, 4), int(rng.integers(40, 96))
     soft = Image.fromarray(image).filter(ImageFilter.GaussianBlur(blur))
@@ -82,7 +82,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def fit(network: JudgeNetwork, drawn: Drawn, epochs: int, seed: int, batch_size: int = 64) -> list[float]:
     """Train in place; return the mean loss of every epoch. AdamW, one cycle, bfloat16; deterministic on one device.
 
-    Some pictures are shown without their defect, so that it alone tells the two apart, and some degraded.
+    Some pictures are shown without their defect, so that only the defect separates the two, and some are degraded.
     """
     device = next(network.parameters()).device
     products, defects = torch.from_numpy(drawn.products), torch.from_numpy(drawn.defects)
@@ -125,7 +125,7 @@ def fit(network: JudgeNetwork, drawn: Drawn, epochs: int, seed: int, batch_size:
 
 
 def score(judge: Judge, drawn: Drawn) -> dict[str, float]:
-    """product_accuracy, defect_accuracy; mask_iou and defects_seen of those with a defect; false_alarms of the good."""
+    """product_accuracy, defect_accuracy; mask_iou and defects_seen of defect pictures; false_alarms of good ones."""
     verdict = judge(drawn.images)
     product = np.array([NAMES.index(p) for p in verdict.products])
     defect = np.array([KINDS.index(d) for d in verdict.defects])

@@ -1,8 +1,8 @@
-"""Zero-shot transfer on photographs, where no judge knows the answer: a U-Net trained on the real pictures is asked.
+"""Zero-shot transfer on photographs, for which there is no judge: a U-Net trained on the real pictures takes its place.
 
-For a pair (product, defect) of which real pictures are at hand: is the generated mask where a network that knows the
-real defect would put it? Half of the real pictures train the U-Net, the other half say how good it is itself, which
-bounds what can be reached. Weights that were trained on the pair and weights that never saw it are asked alike.
+For a pair (product, defect) with real pictures: does the generated mask agree with the mask of a network trained on the
+real defect? The U-Net is trained on half of the real pictures; its own score on the other half is the upper bound.
+Weights that were trained on the pair and weights that were not are scored in the same way.
 """
 
 import json
@@ -39,17 +39,17 @@ def run(
     seed: int = 0,
     sheet: str | Path | None = None,
 ) -> dict:
-    """Generate `num` pictures of each of `pairs` with each of `weights`, seeds 0 to num - 1, and ask the U-Nets.
+    """Generate `num` pictures of each of `pairs` with each of `weights`, seeds 0 to num - 1, and score by the U-Nets.
 
-    real: folders with what the weights were trained on, and with pictures of `pairs`. copies: pictures of every
-    trained pair that are compared with its training pictures. sheet: a file for the first eight pictures of every pair
-    and weights, in this order, each row above the same with the generated masks.
+    real: folders with the weights' training pictures and with pictures of `pairs`. copies: number of pictures per
+    trained pair to compare with its training pictures. sheet: a file for the first eight pictures of every pair
+    and weights, in this order, each row followed by the same pictures with the generated masks.
 
-    Returns "unets": per pair the U-Net's own mean "iou" on the half that it was not trained on, and "real", how many
-    pictures with a defect each half has; and "weights": for each "training", what its config says, "nearest_ratio"
-    over the trained pairs and "copies", the share below one half, and "pairs": for each whether it was "trained",
-    "mask_iou" of the generated mask and the U-Net's, "marked", the share of pictures where the U-Net marks anything,
-    and "empty", the number of empty masks.
+    Returns "unets": per pair the U-Net's own mean "iou" on the half that it was not trained on, and "real", the number
+    of pictures with a defect in each half; and "weights": for each "training", the settings in its config,
+    "nearest_ratio" over the trained pairs and "copies", the share below one half, and "pairs": for each whether it was
+    "trained", "mask_iou" of the generated mask and the U-Net's, "marked", the share of pictures where the U-Net marks
+    anything, and "empty", the number of empty masks.
     Raises `InputError` for names that the weights do not know and for too few real pictures.
     """
     pipes = {str(w): DefectDiffuPipeline.from_pretrained(w) for w in weights}
@@ -76,7 +76,7 @@ def run(
             overlaid = [overlay(p, Image.fromarray(m)) for p, m in zip(pictures, generated, strict=False)]
             shown += [pictures, overlaid]
             marked = predict(unet, images)
-            # A defect was asked for: where neither marks any, they do not agree on it.
+            # A defect was asked for: if neither mask marks one, this does not count as agreement.
             iou = masks.iou_per_picture(marked, generated) * generated.any((1, 2))
             found[name]["pairs"][pair] = {
                 "trained": defect in pipe.pairs.get(product, ()),

@@ -1,4 +1,4 @@
-"""Begin from a class-conditional DiT, as the paper does: its blocks become background, defect and fusion blocks.
+"""Start from a class-conditional DiT, as the paper does: its blocks become background, defect and fusion blocks.
 
 Two forms of file are read: diffusers' folder (or hub id), and the original `.pt` checkpoint.
 """
@@ -48,32 +48,32 @@ BLOCK = {
     "mlp.fc1": "mlp.expand",
     "mlp.fc2": "mlp.contract",
 }
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT-S, B, L and XL, by their width: a checkpoint does not say
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT-S, B, L and XL, by width: a checkpoint does not have the number
 
 
 def load_dit(transformer: DefectDiffuTransformer, name: str) -> list[str]:
     """Copy the weights of the DiT `name` (folder or hub id of diffusers' format, or `.pt` file) into `transformer`.
 
-    The class embedding is dropped. Returns the parameters that stay as they were: text projections, cross-attention,
-    mask head. Raises `InputError` for what is no DiT, or one of another size or resolution than the transformer.
+    The class embedding is dropped. Returns the names of the parameters left unchanged: text projections,
+    cross-attention, mask head. Raises `InputError` if `name` is not a DiT, or has another size or resolution.
     """
     return copy_dit(transformer, name, *read_dit(name))
 
 
 def from_dit(name: str | Path, text_dim: int = 768, **settings: Any) -> tuple[DefectDiffuTransformer, list[str]]:
-    """A transformer that begins from a class-conditional DiT, and the names of the parameters that are new.
+    """A transformer that starts from a class-conditional DiT, and the names of the parameters that are new.
 
     name: a folder or hub id of diffusers' format ("facebook/DiT-XL-2-512"), or an original `.pt` checkpoint, of which
-    nothing but tensors is read. The class embedding is dropped, a learned sigma kept. settings: of the transformer,
-    where they differ from the DiT's; unless they say otherwise, the blocks are divided as the paper divides 28, into
-    10, 10 and 8. Raises `InputError` for what is no DiT.
+    only tensors are read. The class embedding is dropped, a learned sigma is kept. settings: of the transformer,
+    if they differ from the DiT's; by default the blocks are divided as the paper divides 28, into
+    10, 10 and 8. Raises `InputError` if `name` is not a DiT.
     """
     name = str(name)
     found, convert = read_dit(name)
     layers = found["layers"]
     sizes = {key: value for key, value in found.items() if key != "layers"} | settings
     if sizes["heads"] is None:
-        raise InputError(f"{name} does not say how many heads its attention has: give heads=")
+        raise InputError(f"{name} does not contain the number of its attention heads: give heads=")
     first = round(layers * 10 / 28)
     blocks = {"background_blocks": first, "defect_blocks": first, "fusion_blocks": layers - 2 * first}
     transformer = DefectDiffuTransformer(**blocks | sizes, text_dim=text_dim)
@@ -81,7 +81,7 @@ def from_dit(name: str | Path, text_dim: int = 768, **settings: Any) -> tuple[De
 
 
 def copy_dit(transformer: DefectDiffuTransformer, name: str, found: dict, convert: Callable) -> list[str]:
-    """What `read_dit` found, into `transformer`; see `load_dit`."""
+    """Copy the result of `read_dit` into `transformer`; see `load_dit`."""
     if found["layers"] != (layers := len(block_names(transformer))):
         raise InputError(f"{name} has {found['layers']} blocks, this transformer {layers}")
     if found["sample_size"] != transformer.config.sample_size:
@@ -95,7 +95,7 @@ def copy_dit(transformer: DefectDiffuTransformer, name: str, found: dict, conver
 
 
 def read_dit(name: str) -> tuple[dict, Callable[[DefectDiffuTransformer], dict[str, Tensor]]]:
-    """What size the DiT `name` is, and a function that gives its tensors under the names that a transformer has."""
+    """The sizes of the DiT `name`, and a function that returns its tensors under a transformer's names."""
     if Path(name).suffix in CHECKPOINTS:
         state = read_checkpoint(Path(name))
         return original_settings(state, name), lambda transformer: convert_original(state, transformer)
@@ -115,7 +115,7 @@ def read_dit(name: str) -> tuple[dict, Callable[[DefectDiffuTransformer], dict[s
 
 
 def load_diffusers(name: str) -> DiTTransformer2DModel:
-    """diffusers' DiT from a folder or hub id, of itself or a pipeline. Of a `.bin` nothing but tensors is read."""
+    """diffusers' DiT from the folder or hub id of a DiT or a pipeline. Of a `.bin` only tensors are read."""
     for folder in ("transformer", None):  # "facebook/DiT-XL-2-512" is a pipeline
         try:
             kind = DiTTransformer2DModel.load_config(name, subfolder=folder).get("_class_name")
@@ -128,9 +128,9 @@ def load_diffusers(name: str) -> DiTTransformer2DModel:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch checkpoint, from under whatever name they are kept; nothing but tensors is read.
+    """The tensors of a PyTorch checkpoint, also from inside the usual wrapping dictionaries; only tensors are read.
 
-    Raises `InputError` for a file that is missing, damaged, or a pickle of other things, which could run code.
+    Raises `InputError` for a file that is missing, damaged, or a pickle of other objects, which could run code.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
@@ -139,19 +139,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors, and reading it could run code: it is not read") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is damaged, cut short or no PyTorch checkpoint") from error
+        raise InputError(f"{path} is damaged, cut short or not a PyTorch checkpoint") from error
     while isinstance(state, dict):
         inner = next((state[w] for w in WRAPPINGS if isinstance(state.get(w), dict)), None)
         if inner is None:
             break
         state = inner
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} is a checkpoint of another model: it holds no plain dictionary of tensors")
+        raise InputError(f"{path} is a checkpoint of another model: it is not a plain dictionary of tensors")
     return {key.removeprefix("module."): value.float() for key, value in state.items()}
 
 
 def original_settings(state: dict[str, Tensor], name: str) -> dict:
-    """Size of the model that an original checkpoint holds. Raises `InputError` if it is of another kind of model."""
+    """Sizes of the model in an original checkpoint. Raises `InputError` if it is another kind of model."""
     needed = [f"{k}.weight" for k in OUTSIDE] + [f"blocks.0.{k}.weight" for k in BLOCK] + ["pos_embed"]
     if missing := [key for key in needed if key not in state]:
         raise InputError(f"{name} is a checkpoint of another model than a DiT: it lacks {', '.join(missing[:3])}")
@@ -176,7 +176,7 @@ def block_names(transformer: DefectDiffuTransformer) -> list[str]:
 
 
 def fill(transformer: DefectDiffuTransformer, state: dict[str, Tensor], name: str) -> list[str]:
-    """Copy `state` into the transformer, whose other parameters stay as they are: their names are returned."""
+    """Copy `state` into the transformer; return the names of its other parameters, which are left unchanged."""
     own = transformer.state_dict()
     for key, value in state.items():
         if own[key].shape != value.shape:
@@ -188,7 +188,7 @@ def fill(transformer: DefectDiffuTransformer, state: dict[str, Tensor], name: st
 
 
 def convert_diffusers(theirs: dict[str, Tensor], blocks: list[str]) -> dict[str, Tensor]:
-    """The tensors of diffusers' DiT under our names; blocks[i] is our name of its i-th block."""
+    """The tensors of diffusers' DiT under our names; blocks[i] is our name for its i-th block."""
     ours = {}
     for kind in ("weight", "bias"):
         for source, target in DIFFUSERS_OUTSIDE.items():
@@ -203,14 +203,14 @@ def convert_diffusers(theirs: dict[str, Tensor], blocks: list[str]) -> dict[str,
 
 
 def original_names(blocks: list[str]) -> dict[str, str]:
-    """Names in an original DiT checkpoint -> ours; blocks[i] is our name of its i-th block."""
+    """Names in an original DiT checkpoint -> ours; blocks[i] is our name for its i-th block."""
     names = OUTSIDE | {f"blocks.{i}.{a}": f"{block}.{b}" for i, block in enumerate(blocks) for a, b in BLOCK.items()}
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in names.items() for kind in ("weight", "bias")}
 
 
 def convert_original(theirs: dict[str, Tensor], transformer: DefectDiffuTransformer) -> dict[str, Tensor]:
-    """The tensors of an original DiT checkpoint under our names. Raises `InputError` if its positions are not ours."""
+    """The tensors of an original DiT checkpoint under our names. Raises `InputError` if its positions differ."""
     positions = transformer.patch_embed.get_buffer("pos_embed")
     if positions.shape == theirs["pos_embed"].shape and not torch.allclose(positions, theirs["pos_embed"], atol=1e-3):
-        raise InputError("a checkpoint with other positions than the sines and cosines of a DiT is none")
+        raise InputError("not a DiT: the checkpoint has other positions than a DiT's sines and cosines")
     return {ours: theirs[name] for name, ours in original_names(block_names(transformer)).items()}

@@ -1,8 +1,8 @@
 """Read a checkpoint of the paper's released training code.
 
-What that code computes differs from the paper in places that matter to its weights; `ReleasedTransformer` computes the
-same: attention over positions whose only key and value is the step's embedding plus the text's, an ungated residual
-around it, an exact GELU, and a mask head of its own.
+That code differs from the paper where it matters for its weights; `ReleasedTransformer` computes the same as the code:
+attention over positions whose only key and value is the step's embedding plus the text's, an ungated residual
+around it, an exact GELU, and another mask head.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ TEXT = ("product_proj", "defect_proj", "fusion_proj")
 
 
 class ReleasedMaskHead(nn.Module):
-    """The mask head of the paper's released code: every token for itself, its maps normalised over blocks and heads.
+    """The mask head of the paper's released code: each token separately, its maps normalised over blocks and heads.
 
     widths: of its two hidden layers. There is no nonlinearity between the three linear layers.
     """
@@ -47,7 +47,7 @@ class ReleasedMaskHead(nn.Module):
 
 
 class ReleasedTransformer(DefectDiffuTransformer):
-    """The transformer of the released code. released: hidden widths of its mask head; settings: as of its parent."""
+    """The transformer of the released code. released: hidden widths of its mask head; settings: of the base class."""
 
     def __init__(self, released: tuple[int, int] = (512, 256), **settings: Any):
         super().__init__(**settings)
@@ -60,7 +60,7 @@ class ReleasedTransformer(DefectDiffuTransformer):
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
-        """The settings that diffusers takes from a saved config: of both classes."""
+        """The settings that diffusers reads from a saved config: those of both classes."""
         return ConfigMixin._get_init_keys(DefectDiffuTransformer) | ConfigMixin._get_init_keys(input_class)
 
     def head_input(self, maps: Tensor) -> Tensor:
@@ -68,10 +68,11 @@ class ReleasedTransformer(DefectDiffuTransformer):
 
 
 def read_released(path: str | Path, heads: int = 16, **settings: Any) -> ReleasedTransformer:
-    """The transformer of the checkpoint at `path`, sized by its tensors, all of which must find their place.
+    """The transformer of the checkpoint at `path`, with sizes from its tensors, all of which must be used.
 
-    heads: of its attention, which the tensors do not say. The first blocks are the background's, as many as there are
-    defect blocks, unless `settings` has `background_blocks`. Raises `InputError` for a checkpoint of another model.
+    heads: number of attention heads, which the tensors do not show. The first blocks are background blocks, as many as
+    there are defect blocks, unless `settings` has `background_blocks`. Raises `InputError` for a checkpoint of another
+    model.
     """
     name = str(path)
     state = read_checkpoint(Path(path))
@@ -89,7 +90,7 @@ def read_released(path: str | Path, heads: int = 16, **settings: Any) -> Release
     found["released"] = tuple(len(state[f"adapt_mask.mlp.{i}.weight"]) for i in (1, 2))
     transformer = ReleasedTransformer(**found | settings)
 
-    names = {}  # theirs -> ours, for what a DiT has not
+    names = {}  # theirs -> ours, for the parts that a DiT does not have
     for i in range(defect):
         for letter in "qkv":
             there, here = f"cross_defect.{i}.cross_attention.to_{letter}", f"cross_attention.to_{letter}"
@@ -102,19 +103,19 @@ def read_released(path: str | Path, heads: int = 16, **settings: Any) -> Release
         ours[f"{target}.bias"] = state[source.removesuffix("weight") + "bias"]
     known = {"pos_embed", *names, *original_names(block_names(transformer))}
     if unknown := [key for key in state if key not in known and not key.startswith("y_embedders.")]:
-        raise InputError(f"{name} has unknown tensors, so its model is not this one: {', '.join(unknown[:3])}")
+        raise InputError(f"{name} has unknown tensors, so it is of another model: {', '.join(unknown[:3])}")
     if new := fill(transformer, ours, name):
         raise InputError(f"{name} lacks {', '.join(new[:3])}")
     return transformer
 
 
 class ReleasedPrompts(PromptEncoder):
-    """The prompts as the released code reads them: CLIP RN50's pooled text embedding, of length 1. Needs open_clip.
+    """Prompts embedded as in the released code: CLIP RN50's pooled text embedding, of length 1. Needs open_clip.
 
-    Take it as `pipe.encoder` of a pipeline whose transformer was read by `read_released`.
+    Set it as `pipe.encoder` of a pipeline whose transformer was read by `read_released`.
     """
 
-    # open_clip's own, which have no types
+    # open_clip's own modules, without types
     tokenizer: Any
     text_encoder: Any
 
@@ -123,14 +124,14 @@ class ReleasedPrompts(PromptEncoder):
             import open_clip
         except ImportError as error:
             raise InputError("CLIP RN50 needs open_clip: pip install open_clip_torch") from error
-        # OpenAI's weights were trained with the quick GELU, which open_clip leaves out of the model named plain RN50.
+        # OpenAI's weights were trained with the quick GELU, which open_clip does not use in the model "RN50".
         clip = open_clip.create_model("RN50-quickgelu", pretrained=pretrained)
         self.text_encoder = clip.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer("RN50")
         self.one_prompt = False
 
     def forget(self) -> None:
-        """Nothing is kept, and these weights do not change."""
+        """Does nothing: no embeddings are cached, and these weights do not change."""
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> PromptEmbedding:

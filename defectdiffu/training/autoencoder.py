@@ -1,4 +1,4 @@
-"""The autoencoder's stage: the one that the preset names, or a new one trained on the pictures and their masks."""
+"""The autoencoder stage: load the preset's autoencoder, or train a new one on the pictures and their masks."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from defectdiffu.training.building import load_autoencoder
 from defectdiffu.training.latents import Pictures
 from defectdiffu.training.loop import fit, share_of_process
 
-COMPONENT_BATCHES = 64  # whose patches a new autoencoder's principal components are those of
+COMPONENT_BATCHES = 64  # batches whose patches give a new autoencoder's principal components
 
 
 class Reconstruction(nn.Module):
-    """The autoencoder as the training loop takes it: a batch in, named losses out."""
+    """The autoencoder as a module for the training loop: a batch in, named losses out."""
 
     def __init__(self, vae: autoencoder.PatchAutoencoder, latent_noise: float):
         super().__init__()
@@ -45,14 +45,14 @@ def get_autoencoder(
         return load_autoencoder(str(out / "autoencoder"))
     vae = autoencoder.build_autoencoder(settings).to(accelerator.device, memory_format=torch.channels_last)
     device = accelerator.device
-    pictures = pictures.to(device)  # small enough, and augmenting them there keeps a GPU busy
+    pictures = pictures.to(device)  # small enough for a GPU, and faster to augment there
     size = (settings.latent_channels, preset.latent_size, preset.latent_size)
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         rng, generator = stream(device, preset.training.seed, 1, step)
         index = pictures.draw(settings.batch_size, rng)
         images, masks = pictures.augmented(index, rng)
-        # For every eight pictures a mask, of a defect image where the draw has one: masks are learned at once.
+        # One mask for every eight pictures, of defect images if the batch has any, to train on masks as well.
         order = masks.flatten(1).any(1).float().argsort(descending=True, stable=True)[: -(-settings.batch_size // 8)]
         x = torch.cat([autoencoder.recombine(images, masks, generator), to_picture(masks[order])])
         x = x[: len(x) - len(x) % accelerator.num_processes]  # equal shares, so that the mean of means is the mean
@@ -85,7 +85,7 @@ def get_autoencoder(
         every=max(1, settings.steps // 10),
         watch=watch,
     )
-    vae.to(memory_format=torch.contiguous_format)  # as it will be when read back: results are the same to the bit
+    vae.to(memory_format=torch.contiguous_format)  # the same layout as after loading: the same results to the bit
     vae.register_to_config(scaling_factor=1 / _latent_deviation(vae, pictures))
     if accelerator.is_main_process:
         with writing(out / "autoencoder"):

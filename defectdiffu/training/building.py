@@ -1,4 +1,4 @@
-"""A pipeline put together for training from a preset, and taken apart again into files."""
+"""Builds a pipeline for training from a preset, and saves it."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TRAIN_STEPS = 1000  # T of Eq. 1
 
 
 def build_pipeline(preset: Preset, vae: Autoencoder, trained_on: dict[str, list[str]]) -> DefectDiffuPipeline:
-    """A pipeline whose transformer (and small text encoder) are new, or begin from the preset's pretrained weights."""
+    """A pipeline whose transformer (and small text encoder) are new, or start from the preset's pretrained weights."""
     model = {k: v for k, v in vars(preset.model).items() if k != "pretrained"}
     tokenizer: PreTrainedTokenizerBase
     if preset.text.pretrained is None:
@@ -42,7 +42,7 @@ def build_pipeline(preset: Preset, vae: Autoencoder, trained_on: dict[str, list[
     )
     if preset.model.pretrained is not None:
         load_dit(transformer, preset.model.pretrained)
-    # Stochastic: what a step gets wrong, the next ones' noise washes out. The deterministic solvers keep it.
+    # Stochastic: the noise of later steps removes errors of earlier ones. Deterministic solvers keep them.
     scheduler = DPMSolverMultistepScheduler(TRAIN_STEPS, algorithm_type="sde-dpmsolver++")
     pipe = DefectDiffuPipeline(transformer, vae, text_encoder, tokenizer, scheduler, **vars(preset.sampling))
     pipe.set_progress_bar_config(disable=True)
@@ -52,10 +52,10 @@ def build_pipeline(preset: Preset, vae: Autoencoder, trained_on: dict[str, list[
 
 
 def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> None:
-    """Transformer and small text encoder of `source` into those of `target`, which may know other names.
+    """Copy the transformer and small text encoder of `source` into `target`, which may know other names.
 
-    Words that both know keep their embeddings, so a defect learned there is known here. Raises `InputError` if the two
-    models are not of one size.
+    Words that both know keep their embeddings, so `target` knows the defects learned by `source`. Raises `InputError`
+    if the two models differ in size.
     """
     try:
         target.transformer.load_state_dict(source.transformer.state_dict())
@@ -79,7 +79,7 @@ def copy_weights(source: DefectDiffuPipeline, target: DefectDiffuPipeline) -> No
 def load_autoencoder(name: str) -> Autoencoder:
     """An autoencoder by shipped name, folder or hub id: ours, or a pretrained `AutoencoderKL` / `AutoencoderTiny`.
 
-    Raises `InputError` where there is none, or one of another class.
+    Raises `InputError` if there is none, or if it is of another class.
     """
     folder = str(SHIPPED / name / "vae") if (SHIPPED / name / "vae").is_dir() else name
     for kind in (PatchAutoencoder, AutoencoderKL, AutoencoderTiny):
@@ -93,7 +93,7 @@ def load_autoencoder(name: str) -> Autoencoder:
 
 
 def export(pipe: DefectDiffuPipeline, out: Path) -> None:
-    """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index comes last."""
+    """Save the pipeline into `out` in half precision, in shards small enough for a repository; its index last."""
     with quiet():
         pipe = pipe.to("cpu", torch.float16, silence_dtype_warnings=True)
     for left_by_a_killed_run in out.glob(".export-*"):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one safetensors file each, the newest few kept, and the optimiser's state as tensors."""
+"""Checkpoints of a training: one safetensors file each, only the newest kept; the optimiser's state as tensors."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ KEEP = 2  # newest checkpoints kept
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], metadata: dict) -> None:
-    """Write `folder/<step>.safetensors`; remove all but the newest few, and the parts that a killed run left."""
+    """Write `folder/<step>.safetensors`; remove all but the newest few, and the partial files of a killed run."""
     save_tensors(folder / f"{step:08d}.safetensors", tensors, metadata | {"step": step})
     for old in [*_checkpoints(folder)[:-KEEP], *folder.glob(".*.part")]:
         old.unlink()
@@ -24,7 +24,7 @@ def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | Non
         try:
             return load_tensors(path)
         except SafetensorError:
-            continue  # damaged after it was written: the one before it will do
+            continue  # damaged after it was written: use the one before it
     return None
 
 
@@ -46,7 +46,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         number, name = key.split(".", 1)
         like = parameters[int(number)]
         if value.shape == like.shape:
-            # Laid out in memory as the parameter is: fused kernels take that for granted.
+            # The same memory layout as the parameter: fused kernels require it.
             value = torch.empty_like(like).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,4 +1,4 @@
-"""What the transformer is trained on, and the loss: Eq. 11 of a batch of cached latents."""
+"""The transformer's training batches and its loss: Eq. 11 on a batch of cached latents."""
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from defectdiffu.training.loop import share_of_process
 
 
 class Denoiser(nn.Module):
-    """Transformer and, where it is trained along, text encoder: one module for optimiser, EMA and accelerate."""
+    """Transformer and, if it is trained too, text encoder: one module for optimiser, EMA and accelerate."""
 
     def __init__(self, transformer: DefectDiffuTransformer, encoder: PromptEncoder, preset: Preset):
         super().__init__()
@@ -35,8 +35,8 @@ class Denoiser(nn.Module):
         """The terms of Eq. 11 for a batch of latents x (B, C, H, W), noise, steps t (B,), mask latents (B, C, H, W),
         mask regions (B, H, W) and the names of the conditions; "loss" is their sum.
 
-        Where the velocity is predicted, Eqs. 2 and 10 are taken of it ("velocity", "defect"); "noise" is then the error
-        of the noise that it implies, to compare by, and no part of the sum."""
+        If the velocity is predicted, Eqs. 2 and 10 use its error ("velocity", "defect"); "noise" is then the error
+        of the implied noise, for comparison only, and not part of the sum."""
         x, noise, t, region = batch["x"], batch["noise"], batch["t"], batch["region"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and hasattr(self, "text_encoder")):
             conditions = self.encoder.conditions(batch["products"], batch["defects"])
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         ratio = losses.clamp_ratio(ratio if self.loss.ratio_gradient else ratio.detach())
         if self.loss.fixed_ratio is not None:
             ratio = torch.full_like(ratio, self.loss.fixed_ratio)
-        # Mean 1 over all steps, so that lambda keeps its meaning.
+        # Mean 1 over all steps, so that lambda has the same scale.
         weight = a_bar / self.scheduler.alphas_cumprod.mean() if self.loss.mask_by_signal else None
         terms = {
             kind: losses.noise_loss(predicted, target),
@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
 
 
 def draw_batch(latents: Latents, preset: Preset, step: int, accelerator: Accelerator) -> dict:
-    """What step `step` trains on: latents, noise, steps t, mask latents and regions, and Algorithm 1's conditions."""
+    """The batch of step `step`: latents, noise, steps t, mask latents and regions, and Algorithm 1's conditions."""
     settings = preset.training
     device = latents.image.device
     rng, generator = stream(device, settings.seed, 2, step)

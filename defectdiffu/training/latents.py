@@ -1,7 +1,7 @@
-"""Training pictures as tensors, their augmented versions, and the cache of latents made from them once.
+"""Training pictures as tensors, their augmented versions, and the cache of their latents.
 
-Encoding is the same work in every epoch, so it is done once: every picture in several augmented versions, its mask
-moved along with it, both through the autoencoder. The cache is keyed by content: the pictures' bytes, the
+Encoding would be the same work in every epoch, so it is done once: the autoencoder encodes several augmented versions
+of every picture, each with the mask augmented in the same way. The cache is keyed by content: the pictures' bytes, the
 autoencoder's weights and the settings. Several processes fill it together, batch by batch.
 """
 
@@ -61,16 +61,16 @@ class Pictures:
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n numbers of pictures, half of them good, half with a defect."""
+        """n picture indices, half of them good, half with a defect."""
         return draw_balanced(self.defects, n, rng)
 
     def tensors(self, index: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, as they are."""
+        """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, without augmentation."""
         rows = torch.as_tensor(index, device=self.images.device)
         return to_tensor(self.images[rows]), (self.masks[rows] > 0).float()
 
     def augmented(self, index: Sequence[int] | np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same, each picture randomly augmented within what its product allows (`catalog`), its mask too."""
+        """The same, each picture and its mask randomly augmented within what its product allows (`catalog`)."""
         images, masks = self.tensors(index)
         for row, i in enumerate(index):
             images[row], masks[row] = augment(images[row], masks[row], self.products[i], rng)
@@ -80,7 +80,7 @@ class Pictures:
 def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One random version of a picture (3, S, S) in [-1, 1] and its mask (S, S) in {0, 1}.
 
-    Flips, quarter turns, a small shift and zoom, a slight change of light. Seven numbers are drawn from `rng`.
+    Flips, quarter turns, a small shift and zoom, a slight change of brightness. Draws seven numbers from `rng`.
     """
     allowed = augmentation(product)
     flip_h, flip_v, turn = rng.random(3)
@@ -101,8 +101,8 @@ def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator)
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list[Sample]:
-    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot tell apart, for a pair to
-    hold out that is not there, and where they are fewer than a batch."""
+    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot distinguish, for a missing
+    pair to hold out, and for fewer samples than a batch."""
     samples = read_folder(*data)
     products, null = sorted({s.product for s in samples}), preset.model.null_product
     if null in products:
@@ -135,12 +135,12 @@ class Latents:
         return replace(self, **{k: getattr(self, k).to(device) for k in ("image", "mask", "region")})
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """n (picture, version) numbers, half of them good, half with a defect."""
+        """n (picture, version) indices, half of them good, half with a defect."""
         return draw_balanced(self.defects, n, rng), rng.integers(self.image.shape[1], size=n)
 
 
 def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
-    """n indices into `defects`: a defect picture is as likely as a good one, however few there are."""
+    """n indices into `defects`: defect and good pictures are equally likely, whatever their numbers."""
     is_good = np.array([d == GOOD for d in defects])
     kinds = [k for k in (np.flatnonzero(is_good), np.flatnonzero(~is_good)) if len(k)]
     which, place = rng.integers(len(kinds), size=n), rng.random(n)
@@ -157,11 +157,11 @@ def cached_latents(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     processes: Accelerator | None = None,
 ) -> Latents:
-    """Encode `variants` versions of every picture, or read them back from `folder` if they are there.
+    """Encode `variants` versions of every picture, or read them from `folder` if they are cached.
 
-    Version 0 is the picture as it is. The versions of a picture depend on (seed, its number) alone. autocast: a context
-    in which the autoencoder runs, such as accelerate's. processes: share the work, and must all make this call. A call
-    that was killed goes on where it stopped, in any number of processes.
+    Version 0 is the picture without augmentation. The versions of a picture depend only on (seed, its index). autocast:
+    a context in which the autoencoder runs, such as accelerate's. processes: share the work, and must all make this
+    call. A call that was killed resumes when repeated, with any number of processes.
     """
     rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
     wait = processes.wait_for_everyone if processes else lambda: None
@@ -175,7 +175,7 @@ def cached_latents(
         for batch, file in tqdm(mine, "encoding pictures", leave=False, disable=rank > 0):
             if not file.is_file():
                 save_tensors(file, _encode(vae, pictures, batch, variants, seed, autocast), {})
-    wait()  # whatever it found on the disk, every process waits as often as the others
+    wait()  # every process must wait equally often, whatever it found on the disk
     if rank == 0:
         if not path.is_file():
             found = [load_tensors(file)[0] for file in files]
@@ -194,7 +194,7 @@ def _encode(
     seed: int,
     autocast: Callable[[], AbstractContextManager],
 ) -> dict[str, Tensor]:
-    """What `Latents` holds of a batch of pictures, by its names."""
+    """The tensors of `Latents` for a batch of pictures, by field name."""
     versions = [_versions(pictures, i, variants, seed) for i in batch]
     images, masks = (torch.cat(v) for v in zip(*versions, strict=True))
     with autocast():

@@ -29,13 +29,13 @@ LOG_EVERY = 50
 
 
 def build_accelerator(precision: str) -> Accelerator:
-    """The processes and devices as they were launched: one, or several with a whole copy of the model each."""
+    """An accelerator for the launched processes: one, or several with a full copy of the model each."""
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(mixed_precision=precision, kwargs_handlers=[parallel])
 
 
 def share_of_process(accelerator: Accelerator, batch: dict) -> dict:
-    """This process's share of a batch that all processes drew alike."""
+    """This process's share of a batch; all processes have drawn the same batch."""
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     return {k: v[mine] for k, v in batch.items()}
 
@@ -59,11 +59,11 @@ def fit(
     every: int = 0,
     watch: Callable[[int, dict], None] = lambda step, log: None,
 ) -> nn.Module:
-    """Train `module` from its newest checkpoint in `folder` to `steps`; it is left with its EMA weights.
+    """Train `module` from its newest checkpoint in `folder` to `steps`; at the end it has its EMA weights.
 
     The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`. A batch is computed
-    in `accumulate` equal parts. `watch(step, log)` is called every `every` steps and at the end, with EMA weights in
-    place. The average is kept in full precision, with `average_on_cpu` in the CPU's memory.
+    in `accumulate` equal parts. `watch(step, log)` is called every `every` steps and at the end, while `module` has the
+    EMA weights. The average is kept in full precision, with `average_on_cpu` in the CPU's memory.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     checkpoint = load_newest_checkpoint(folder)
@@ -102,7 +102,7 @@ def fit(
 
     @contextlib.contextmanager
     def averaged() -> Iterator[None]:
-        """`module` has the averaged weights in this block, and is as it was after it."""
+        """`module` has the averaged weights in this block; its own are restored after it."""
         ema.store(parameters)
         ema.copy_to(parameters)
         yield
@@ -110,7 +110,7 @@ def fit(
 
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"
-    if main and log_file.is_file():  # what was logged after the checkpoint will be logged again
+    if main and log_file.is_file():  # drop lines after the checkpoint: they will be logged again
         lines = [json.loads(line) for line in log_file.read_text().splitlines()]
         kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
         write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
@@ -121,7 +121,7 @@ def fit(
             group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
         batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
         terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, max_grad_norm)
-        # diffusers declares parameters, but tensors will do.
+        # diffusers declares parameters, but accepts tensors.
         ema.step([p.to(a.device) for p, a in zip(parameters, ema.shadow_params, strict=True)])  # type: ignore[misc]
         bar.update()
 
@@ -154,7 +154,7 @@ def fit(
 def seconds_per_step(
     accelerator: Accelerator, module: nn.Module, batch_at: Callable[[int], dict], accumulate: int, seconds: float = 8.0
 ) -> float:
-    """How long a step of `fit` takes here: measured for about `seconds` on a copy of `module`, which stays as it is."""
+    """Seconds per step of `fit`: measured for about `seconds` on a copy of `module`, which is not changed."""
     trial = copy.deepcopy(module)
     parameters = [p for p in trial.parameters() if p.requires_grad]
     wrapped, optimizer = accelerator.prepare(trial, torch.optim.AdamW(parameters, 1e-5))
@@ -168,7 +168,7 @@ def seconds_per_step(
             ema.step(parameters)
         float(terms["loss"])  # waits for the device
         mean = torch.tensor((time.perf_counter() - start) / steps, device=accelerator.device)
-        return float(accelerator.reduce(mean, "mean"))  # so that every process takes as many steps
+        return float(accelerator.reduce(mean, "mean"))  # so that every process takes the same number of steps
 
     timed(3)
     rate = timed(max(3, int(seconds / timed(3))))
@@ -189,7 +189,7 @@ def take_step(
     terms: dict[str, Tensor] = {}
     parts = split_batch(batch, accumulate)
     for part in parts:
-        last = part is parts[-1]  # processes exchange gradients then
+        last = part is parts[-1]  # processes exchange gradients only then
         alone = contextlib.nullcontext() if last else accelerator.no_sync(wrapped)
         with alone, accelerator.autocast(), attention_kernel(accelerator):
             out = wrapped(part)
@@ -202,7 +202,7 @@ def take_step(
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:
-    """A batch as equal parts; what is neither a list nor a tensor of the batch's length goes to each."""
+    """A batch as equal parts; values that are not lists or tensors of the batch's length go to every part."""
     if parts == 1:
         return [batch]
     size = len(batch["x"])
@@ -215,13 +215,13 @@ def split_batch(batch: dict, parts: int) -> list[dict]:
 
 
 def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:
-    """On a CPU, attention as plain matrix products: there the fused kernel's backward pass takes several times longer
-    at the few tokens of the small presets."""
+    """On a CPU, attention as plain matrix products: with the few tokens of the small presets the fused kernel's
+    backward pass takes several times longer."""
     return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the full learning rate at a step: linear up, then a half cosine down to zero at the end."""
+    """Share of the full learning rate at a step: linear warm-up, then a half cosine to zero at the end."""
     warmup_steps = min(warmup_steps, steps // 10)
     if step < warmup_steps:
         return (step + 1) / warmup_steps

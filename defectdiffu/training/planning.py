@@ -1,4 +1,4 @@
-"""What a training run would take, before it is begun: `defectdiffu train --dry-run`. Memory is computed from sizes."""
+"""Estimates a training run's memory and time: `defectdiffu train --dry-run`. Memory is computed from sizes."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -25,8 +25,8 @@ UTILISATION = 0.3  # share of the device's matrix-product rate that small transf
 def plan(preset: Preset, data: list[Path]) -> dict:
     """Pictures found per product and defect, parameters, and estimates of memory (GB) and time (minutes).
 
-    Memory is computed from sizes; time is the arithmetic of all steps over 0.3 of this device's measured rate of
-    matrix products. Both are for planning, good to a factor of two. Raises `InputError` for unusable data.
+    Memory is computed from sizes; time is the operations of all steps divided by 0.3 of this device's measured rate of
+    matrix products. Both are accurate to a factor of two. Raises `InputError` for unusable data.
     """
     samples = read_samples(preset, data)
     counts: dict[str, dict[str, int]] = {}
@@ -37,7 +37,7 @@ def plan(preset: Preset, data: list[Path]) -> dict:
     model, settings = preset.model, preset.training
     transformer = meta_transformer(preset)
     vae = None
-    if preset.autoencoder.pretrained is None and preset.start_from is None:  # one is trained
+    if preset.autoencoder.pretrained is None and preset.start_from is None:  # an autoencoder is trained
         with torch.device("meta"):
             vae = build_autoencoder(preset.autoencoder)
     parameters = sum(p.numel() for p in transformer.parameters())
@@ -80,14 +80,13 @@ def matrix_rate(size: int = 2048, repeats: int = 10) -> float:
 
 
 def _convolution_work(vae: PatchAutoencoder, size: int) -> int:
-    """Floating-point operations of one picture through the autoencoder, all of whose convolutions have its latent's
-    size."""
+    """FLOP of one picture through the autoencoder, whose convolutions all have the latent's size."""
     weights = sum(m.weight.numel() for m in vae.modules() if isinstance(m, torch.nn.Conv2d))
     return 2 * (size // vae.config.patch_size) ** 2 * weights
 
 
 def meta_transformer(preset: Preset) -> DefectDiffuTransformer:
-    """The preset's transformer without its numbers."""
+    """The preset's transformer on the meta device, without values."""
     with torch.device("meta"):
         return DefectDiffuTransformer(
             sample_size=preset.latent_size,
@@ -98,7 +97,7 @@ def meta_transformer(preset: Preset) -> DefectDiffuTransformer:
 
 
 def training_memory(preset: Preset, precision: str, processes: int = 1) -> dict[str, float]:
-    """GB of one GPU's memory by what takes it, and "total": computed, good to a factor of 1.5 or so.
+    """GB of one GPU's memory by use, and "total": computed, accurate to a factor of about 1.5.
 
     Weights, gradients and the optimiser's two moments are kept in full precision, and so is the moving average unless
     it is on the CPU; autocast keeps a copy of the weights in half precision. Frozen encoders are not counted.
@@ -111,7 +110,7 @@ def training_memory(preset: Preset, precision: str, processes: int = 1) -> dict[
     pictures = settings.batch_size / processes / settings.accumulate
     values = pictures * transformer.side**2 * model.width  # of one layer's output
     inside = ACTIVATIONS_PER_BLOCK * values * number
-    # Checkpointed, a block's input is kept, in full precision, and one block at a time has its inside.
+    # With checkpointing, every block's input is kept, in full precision, and the activations of one block at a time.
     activations = blocks * values * 4 + inside if settings.gradient_checkpointing else blocks * inside
     parts = {
         "weights": 4 * parameters,
@@ -125,7 +124,7 @@ def training_memory(preset: Preset, precision: str, processes: int = 1) -> dict[
 
 
 def savings(preset: Preset, precision: str, processes: int = 1) -> dict[str, float]:
-    """{setting: GB that it would save}, for the settings of `training` that are not in use yet; the most first."""
+    """{setting: GB that it would save}, for settings of `training` not in use yet; the largest first."""
     settings = preset.training
     options = {"gradient_checkpointing": True, "average_on_cpu": True, "accumulate": settings.batch_size // processes}
     before = training_memory(preset, precision, processes)["total"]
@@ -147,8 +146,8 @@ class MetaParts:
 
 
 def meta_parts(preset: Preset) -> MetaParts:
-    """The preset's transformer, vae and text_encoder without their numbers. Pretrained, the latter two have the sizes
-    of Stable Diffusion's autoencoder and of CLIP ViT-L/14."""
+    """The preset's transformer, vae and text_encoder on the meta device, without values. If pretrained, vae and
+    text_encoder have the sizes of Stable Diffusion's autoencoder and of CLIP ViT-L/14."""
     text = preset.text
     with torch.device("meta"):
         if preset.autoencoder.pretrained is None:
@@ -167,7 +166,7 @@ def meta_parts(preset: Preset) -> MetaParts:
 
 @contextmanager
 def explained(preset: Preset, precision: str, processes: int) -> Iterator[None]:
-    """Where the GPU's memory runs out in this block, an `InputError` says which setting saves how much."""
+    """If the GPU's memory runs out in this block, raise an `InputError` that says how much each setting saves."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -179,8 +178,8 @@ def explained(preset: Preset, precision: str, processes: int) -> Iterator[None]:
 def memory_table(
     presets: Iterable[Preset], image_sizes: Iterable[int], batch_sizes: Iterable[int], precision: str = "bf16"
 ) -> list[dict]:
-    """Computed GB of memory for training and for sampling against preset, image size and batch, plain and with
-    everything that saves (of a batch, then, one picture at a time)."""
+    """Computed GB of memory for training and for sampling by preset, image size and batch, without and with all
+    savings (which compute one picture of a batch at a time)."""
     image_sizes, batch_sizes, rows = list(image_sizes), list(batch_sizes), []
     for preset in presets:
         for size in image_sizes:

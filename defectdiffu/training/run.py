@@ -1,8 +1,8 @@
-"""Training, autoencoder first, then the transformer, on whatever accelerate finds.
+"""Trains first the autoencoder, then the transformer, on the devices that accelerate finds.
 
-What step n does depends on (seed, n) alone: which pictures, which noise, which conditions are dropped. So a run that
-was killed and resumed takes the same steps as one that never was, and several processes, each taking its slice of
-the same batch, take the same steps as one.
+Step n depends only on (seed, n): its pictures, its noise, its dropped conditions. So a run that was killed and resumed
+takes the same steps as one that was not, and several processes, each with its slice of the same batch, take the same
+steps as one.
 """
 
 import json
@@ -31,13 +31,13 @@ from defectdiffu.training.latents import Latents, Pictures, cached_latents, read
 from defectdiffu.training.loop import build_accelerator, fit, seconds_per_step
 from defectdiffu.training.planning import explained
 
-SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, watching and the export
+SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, validation and the export
 
 
 def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
-    """Autoencoder (unless there is one), latent cache, transformer; `out` is then a pipeline to generate with.
+    """Train the autoencoder (if needed), cache latents, train the transformer; `out` is then a pipeline.
 
-    data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
+    data: folders in MVTec AD's layout; val: a folder for validation losses only. Raises
     `InputError` for unusable data and for an `out` that was begun with other settings.
     """
     began = time.perf_counter()
@@ -118,7 +118,7 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
 def planned_steps(
     accelerator: Accelerator, denoiser: Denoiser, batch_at: Callable, preset: Preset, out: Path, began: float
 ) -> int:
-    """How many steps fit into `training.minutes`, counted from `began`; planned once, so a resumed run keeps them."""
+    """Number of steps that fit into `training.minutes`, counted from `began`; saved, so a resumed run keeps it."""
     file = out / "plan.json"
     if not file.is_file():
         assert preset.training.minutes is not None  # else there is nothing to plan
@@ -133,7 +133,7 @@ def planned_steps(
 
 
 def check_shares(preset: Preset, accelerator: Accelerator) -> None:
-    """Raises `InputError` unless the batch divides evenly: only then is the mean of the parts' means its mean."""
+    """Raise `InputError` unless the batch divides evenly: only then is its mean the mean of the parts' means."""
     settings, processes = preset.training, accelerator.num_processes
     if settings.accumulate < 1 or settings.batch_size % (processes * settings.accumulate):
         raise InputError(
@@ -143,16 +143,16 @@ def check_shares(preset: Preset, accelerator: Accelerator) -> None:
 
 
 def claim(out: Path, preset: Preset) -> None:
-    """Make `out` this configuration's folder; raises `InputError` if it is another's, naming what differs."""
+    """Make `out` this configuration's folder; raise an `InputError` with the differences if it is another's."""
     file = out / "config.json"
     settings = preset.to_dict()
     if file.is_file():
-        there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings that came since have their defaults
+        there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings added since have their defaults
         changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
         if changes:
             raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no training run: choose another --out")
+        raise InputError(f"{out} exists and is not a training run: choose another --out")
     else:
         write_json(file, settings)
 
@@ -168,7 +168,7 @@ def _differences(a: dict, b: dict, where: str = "") -> Iterator[tuple[str, Any, 
 
 @torch.no_grad()
 def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
-    """Mean loss terms over every watched picture, its conditions kept, always with the same noise and steps."""
+    """Mean loss terms over all validation pictures, no conditions dropped, always with the same noise and steps."""
     device = latents.image.device
     _, generator = stream(device, preset.training.seed, 3)
     total: dict[str, float] = {}
@@ -192,7 +192,7 @@ def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: 
 
 
 def save_grid(pipe: DefectDiffuPipeline, pairs: list[tuple[str, str]], path: Path, columns: int = 12) -> None:
-    """One picture over its mask for up to `columns` pairs spread over all there are, seeds 0, 1, 2, ..."""
+    """A grid of pictures above their masks for up to `columns` of the pairs, evenly chosen, seeds 0, 1, 2, ..."""
     shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(columns, len(pairs))).astype(int)]
     products, defects = zip(*shown, strict=True)
     out = pipe(product=products, defect=defects)

@@ -40,7 +40,7 @@ def link(kind, target):
 
 
 def refusal(archive, folder):
-    """The one line with which an archive is refused, after which nothing is left of it."""
+    """The one-line error for a refused archive; checks that no unpacked file is left."""
     before = set(folder.parent.iterdir())
     with pytest.raises(InputError) as caught:
         unpack(archive, folder)
@@ -99,13 +99,13 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, mode):
     make_zip(archive, noise) if mode == "zip" else make_tar(archive, noise, mode)
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     message = refusal(archive, tmp_path / "out")
-    assert "archive" in message and ("truncated" in message or "broke off" in message)
+    assert "archive" in message and ("truncated" in message or "incomplete" in message)
 
 
 def test_a_damaged_zip_is_refused(tmp_path):
     archive = make_zip(tmp_path / "set.zip")
     content = bytearray(archive.read_bytes())
-    content[content.index(b"set/deep/b.bin") + 100] ^= 255  # in its compressed content
+    content[content.index(b"set/deep/b.bin") + 100] ^= 255  # a byte of its compressed content
     archive.write_bytes(content)
     assert "truncated or damaged" in refusal(archive, tmp_path / "out")
 
@@ -123,5 +123,5 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
 
 def test_a_disk_without_room_is_not_filled(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1e12, 1e12, 200_050_000))  # room for the first file only
-    assert "no room for set/deep/b.bin" in refusal(make_tar(tmp_path / "set.tar"), tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1e12, 1e12, 200_050_000))  # space for the first file only
+    assert "not enough disk space for set/deep/b.bin" in refusal(make_tar(tmp_path / "set.tar"), tmp_path / "out")

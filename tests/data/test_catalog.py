@@ -1,4 +1,4 @@
-"""Names of Table 2, and the augmentations a product bears."""
+"""Names of Table 2, and the augmentations a product allows."""
 
 import dataclasses
 

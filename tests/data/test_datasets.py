@@ -1,4 +1,4 @@
-"""MVTec AD, VisA and KolektorSDD2 in small, in their owners' layouts, become folders that the check finds sound."""
+"""Small versions of MVTec AD, VisA and KolektorSDD2 in their owners' layouts become folders that pass the check."""
 
 import shutil
 import tarfile
@@ -67,7 +67,7 @@ def ksdd2(root):
     ):
         picture(root / f"{subset}/{number}.png")
         mask(root / f"{subset}/{number}_GT.png", *values)
-    for name in ("10001", "10001_GT"):  # as the owners' archive has them
+    for name in ("10001", "10001_GT"):  # as in the owners' archive
         shutil.copy(root / f"train/{name}.png", root / f"train/{name} (copy).png")
     return root
 
@@ -154,9 +154,9 @@ def spoil_visa(root, old, new, file="split_csv/1cls.csv"):
         ("visa", lambda r: spoil_visa(r, "Images/Normal/0001.JPG", "../../../secret.JPG"), "lies outside"),
         ("visa", lambda r: spoil_visa(r, "candle,train", "../candle,train"), "'../candle', 'train'"),
         ("visa", lambda r: spoil_visa(r, "candle,train", ",train"), "'', 'train'"),
-        ("visa", lambda r: spoil_visa(r, "candle,train", "candle" * 30_000 + ",train"), "is no table: field larger"),
-        ("visa", lambda r: (r / "split_csv/1cls.csv").write_bytes(b"object,\xe4"), "is not UTF-8 from byte 7 on"),
-        ("visa", lambda r: (r / "candle/Data/Images/Anomaly/001.JPG").unlink(), "though the table names it"),
+        ("visa", lambda r: spoil_visa(r, "candle,train", "candle" * 30_000 + ",train"), "CSV table: field larger"),
+        ("visa", lambda r: (r / "split_csv/1cls.csv").write_bytes(b"object,\xe4"), "is not UTF-8 at byte 7"),
+        ("visa", lambda r: (r / "candle/Data/Images/Anomaly/001.JPG").unlink(), "but the table names it"),
         ("visa", lambda r: spoil_visa(r, "Weird Candle Wick", "", "candle/image_anno.csv"), "no label for"),
         ("ksdd2", lambda r: (r / "test/20001_GT.png").unlink(), "20001_GT.png: there is no such file"),
         ("ksdd2", lambda r: (r / "train").rename(r / "training"), "there is no train"),
@@ -205,5 +205,5 @@ def test_the_licence_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
 
 
 def test_mvtec_is_fetched_by_hand(tmp_path):
-    with pytest.raises(InputError, match=r"accept its licence there.*data convert mvtec"):
+    with pytest.raises(InputError, match=r"accept its licence on .*data convert mvtec"):
         download("mvtec", tmp_path, say=lambda _: None)

@@ -1,4 +1,4 @@
-"""Downloads over a server of this machine that breaks off, knows ranges or does not, or sends something else."""
+"""Downloads from a local server that may break off, may support ranges, or may send other content."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """content: what it has; breaks: after so many bytes each connection ends; ranges: whether it knows them."""
+    """content: the file it serves; breaks: bytes after which each connection ends; ranges: whether it supports them."""
 
     content, breaks, ranges, status = CONTENT, None, True, 200
 
@@ -118,7 +118,7 @@ def test_a_file_that_is_there_is_checked_not_fetched(server, tmp_path):
 def test_a_connection_that_brings_nothing_is_given_up_and_the_part_stays(server, tmp_path):
     server.breaks = 0
     (tmp_path / "set.tar.part").write_bytes(CONTENT[:70_000])
-    assert "the same command goes on from there" in refusal(server.url, tmp_path / "set.tar", SHA256)
+    assert "the same command resumes from there" in refusal(server.url, tmp_path / "set.tar", SHA256)
     assert (tmp_path / "set.tar.part").read_bytes() == CONTENT[:70_000]
     assert len(server.asked) == ATTEMPTS
 
@@ -136,7 +136,7 @@ def test_no_server_is_one_line(tmp_path):
 def test_a_disk_without_room_is_not_filled(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1e12, 1e12, 200_100_000))
-    assert "no room" in refusal(server.url, tmp_path / "set.tar", SHA256)
+    assert "not enough disk space" in refusal(server.url, tmp_path / "set.tar", SHA256)
     assert not (tmp_path / "set.tar").exists()
     assert (tmp_path / "set.tar.part").stat().st_size == 0
 

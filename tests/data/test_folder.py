@@ -1,4 +1,4 @@
-"""Folders in the MVTec AD layout: what is read, how it becomes arrays, and what is refused with which words."""
+"""Folders in the MVTec AD layout: what is read, how it becomes arrays, and what is refused with which message."""
 
 import builtins
 import os
@@ -200,7 +200,7 @@ def test_masks_of_any_depth_and_colour(tmp_path):
     marked = np.zeros((4, 4), bool)
     marked[1, 2] = True
     red = np.where(marked[..., None], np.uint8([128, 0, 0]), np.uint8(0))
-    drawn = np.where(marked[..., None], np.uint8([255, 255, 255, 255]), np.uint8(0))  # on a transparent ground
+    drawn = np.where(marked[..., None], np.uint8([255, 255, 255, 255]), np.uint8(0))  # on a transparent background
     palette = Image.fromarray((~marked).astype(np.uint8)).convert("P")
     palette.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
     palette.save(tmp_path / "palette.png")
@@ -235,7 +235,7 @@ def test_folder_in_another_layout_is_told_the_layout(tmp_path):
 
 def test_images_directly_in_test(root):
     image(root / "bottle" / "test" / "a.png")
-    assert refusal(read_folder, root).startswith(f"{root / 'bottle' / 'test'}: images lie directly in it")
+    assert refusal(read_folder, root).startswith(f"{root / 'bottle' / 'test'}: images are directly in it")
 
 
 def test_defects_in_train(root):
@@ -294,7 +294,7 @@ def test_not_an_image(root, content):
     path = root / "bottle" / "train" / "good" / "001.png"
     path.write_bytes(content)
     for call, argument in [(read_folder, (root,)), (load_image, (path, 8))]:
-        assert refusal(call, *argument).startswith(f"{path}: not an image that can be read; allowed are .png")
+        assert refusal(call, *argument).startswith(f"{path}: not a readable image; allowed are .png")
 
 
 def test_missing_file(tmp_path):

@@ -12,7 +12,7 @@ from defectdiffu.errors import InputError
 
 def test_split_halves_each_defect_and_keeps_good_images_where_they_are(tmp_path):
     make_pairs(tmp_path, "bottle", "broken_large", 5)
-    make_pairs(tmp_path, "bottle", "broken_small", 4)  # the same unified name, but split by itself
+    make_pairs(tmp_path, "bottle", "broken_small", 4)  # the same unified name, but split separately
     image(tmp_path / "bottle" / "train" / "good" / "000.png")
     image(tmp_path / "bottle" / "test" / "good" / "000.png")
     samples = read_folder(tmp_path)
@@ -36,7 +36,7 @@ def test_pairs_are_held_out_by_their_unified_names(tmp_path):
     with pytest.raises(InputError, match="no bottle with scratch to hold out: there is broken, contamination"):
         hold_out(samples, [("bottle", "scratch")])
     for text in ("bottle", "bottle/broken/large", "bottle/", ""):
-        with pytest.raises(InputError, match="pairs are product/defect with commas between"):
+        with pytest.raises(InputError, match="pairs must be comma-separated product/defect"):
             parse_pairs(text)
 
 
@@ -68,7 +68,7 @@ def test_a_few_and_the_rest_are_copied_with_their_masks(tmp_path):
     assert counts == {str(few): 3, str(rest): 5}
     assert sorted(files(few) + files(rest)) == files(source)
     for part, pairs, good in [(few, 2, 1), (rest, 3, 2)]:
-        samples = read_folder(part)  # raises where an image lacks its mask
+        samples = read_folder(part)  # raises if an image lacks its mask
         assert sum(s.defect == "broken" for s in samples) == pairs
         assert sum(s.defect == "good" for s in samples) == good
         for file in files(part):
@@ -89,7 +89,7 @@ def test_bad_splits_are_refused_and_nothing_is_written(tmp_path):
     make_pairs(source, "bottle", "broken_large", 3)
     with pytest.raises(InputError, match=r"bottle has 3 images of broken_large: with 3 of them .* none is left"):
         write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=3)
-    with pytest.raises(InputError, match="few is named for both parts: name two folders"):
+    with pytest.raises(InputError, match="few is given for both parts: name two folders"):
         write_split(source, tmp_path / "few", tmp_path / "source" / ".." / "few", per_defect=1)
     (tmp_path / "rest").mkdir()
     with pytest.raises(InputError, match="rest exists: name a new folder"):

@@ -19,7 +19,7 @@ def save(path, pixels):
 
 @pytest.fixture
 def gear(tmp_path):
-    """A sound product with four images of one defect and a good image."""
+    """A valid product with four images of one defect and a good image."""
     folder = tmp_path / "gear"
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     marked = np.zeros((32, 32), np.uint8)
@@ -58,7 +58,7 @@ def test_lists_every_problem_not_only_the_first(gear):
     (gear / "test" / "scratch").mkdir()
 
     expected = [
-        ("train/good/a.png", "not an image that can be read"),
+        ("train/good/a.png", "not a readable image"),
         ("test/dent/a.png", "no mask; looked for"),
         ("test/dent/a.png", "the image is truncated or damaged"),
         ("ground_truth/dent/b_mask.png", "the mask is empty"),

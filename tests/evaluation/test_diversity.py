@@ -41,7 +41,7 @@ def test_ic_random_draws_50_of_a_large_cluster(monkeypatch):
 
 
 def test_copies_of_the_references_are_not_diverse():
-    """They differ from each other but each is alone, or one of equals, in its cluster."""
+    """They differ from each other, but each is alone in its cluster or only with equal pictures."""
     references = grey(0, 100, 200)
     copies = np.concatenate([references, references])
     apart, nearest = pairwise(copies, brightness), nearest_reference(copies, references, brightness)
@@ -66,7 +66,7 @@ def test_pictures_of_two_sizes_are_refused():
 
 
 def test_lpips_of_a_picture_and_itself_is_0(monkeypatch):
-    monkeypatch.setattr(diversity.lpips, "LPIPS", partial(lpips.LPIPS, pnet_rand=True))  # not fetched
+    monkeypatch.setattr(diversity.lpips, "LPIPS", partial(lpips.LPIPS, pnet_rand=True))  # random weights, not fetched
     distance = diversity.lpips_distance()
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     assert distance(images, images).tolist() == [0, 0]

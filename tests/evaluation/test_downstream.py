@@ -81,10 +81,10 @@ def test_every_set_shows_as_many_defects():
     extra = Pictures(*(array[:2] for array in real))
     for synthetic in (None, extra):
         parts = [(source, rows.tolist(), count) for source, rows, count in shares(real, synthetic, 16)]
-        assert parts[0] == (real, [2, 3, 4], 8)  # sound ones, all of them real
+        assert parts[0] == (real, [2, 3, 4], 8)  # defect-free pictures, all of them real
         assert sum(count for source, rows, count in parts if source.masks[rows].any((1, 2)).all()) == 8
     assert [(source is extra, count) for source, _, count in parts[1:]] == [(False, 4), (True, 4)]
-    assert [count for *_, count in shares(extra, extra, 16)] == [8, 8]  # no sound picture to be had
+    assert [count for *_, count in shares(extra, extra, 16)] == [8, 8]  # there is no defect-free picture
 
 
 def difference(mean, low, high, *seeds):

@@ -58,7 +58,7 @@ def test_without_inception_nothing_is_called_fid(write_folder, no_network, only_
 
 
 def test_precision_and_recall_of_two_known_clouds():
-    """Generated: half on the real cloud, half far away. All that is real is reached, half of what is generated is."""
+    """Generated: half on the real cloud, half far away. Recall is 1, precision is one half."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(40, 3)).astype(np.float32)
     scores = judge_metrics(np.concatenate([real, rng.normal(100, 1, (40, 3)).astype(np.float32)]), real)
@@ -69,7 +69,7 @@ def test_precision_and_recall_of_two_known_clouds():
 
 
 def test_with_inception_its_scores_are_handed_on(write_folder, monkeypatch):
-    """torch-fidelity itself stands in here; only its network is not run."""
+    """torch-fidelity is replaced: its network is not run."""
     known = {
         "frechet_inception_distance": 1.0,
         "kernel_inception_distance_mean": 2.0,

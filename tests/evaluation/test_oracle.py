@@ -1,4 +1,4 @@
-"""A pipeline that paints what it was asked for in plain numbers, and a judge that reads them."""
+"""A pipeline that writes the conditions into pixels as numbers, and a judge that reads them."""
 
 from types import SimpleNamespace
 
@@ -57,7 +57,7 @@ def result():
 
 
 def test_what_was_asked_for_is_found(result):
-    """Trained: five pairs of wood and the cracked tile, which comes out scratched; two pictures each."""
+    """Trained: five pairs of wood and the cracked tile, which is painted scratched; two pictures each."""
     trained = {name: row["mean"] for name, row in result["trained"].items()}
     assert trained["product_accuracy"] == trained["defect_seen"] == trained["mask_iou"] == trained["judged_good"] == 1
     assert trained["defect_accuracy"] == pytest.approx(5 / 6)
@@ -103,7 +103,7 @@ def test_rank_correlation():
 
 
 def test_a_pipeline_from_its_folder(tmp_path, pipe, only_that_judge):
-    """Random weights at 32 pixels, a judge for 16: what they answer means nothing, that they are asked counts."""
+    """Random weights at 32 pixels, a judge for 16: the scores mean nothing, the test is that it runs."""
     pipe.save_pretrained(tmp_path)
     result = run(tmp_path, num=2)
     assert set(result["per_pair"]["trained"]) == {"hazelnut crack", "hazelnut hole", "tile crack"}

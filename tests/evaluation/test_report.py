@@ -64,7 +64,7 @@ def test_everything_in_one_json_twice_the_same_and_kept(inputs, tmp_path, monkey
     again = evaluate_all(tmp_path / "again.json", **inputs)
     assert without_seconds(json.loads(json.dumps(again))) == without_seconds(json.loads(json.dumps(result)))
 
-    # What is finished is kept: with the oracle taken away, it alone is measured again.
+    # Finished results are kept: after the oracle's is removed, only the oracle is measured again.
     kept = json.loads((tmp_path / "all.json").read_text())
     del kept["results"]["oracle"]
     (tmp_path / "all.json").write_text(json.dumps(kept))
@@ -81,14 +81,14 @@ def test_everything_in_one_json_twice_the_same_and_kept(inputs, tmp_path, monkey
 
 def test_another_runs_file_is_not_touched(inputs, tmp_path):
     (tmp_path / "all.json").write_text('{"asked": {}}')
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="does not hold results of these inputs"):
         evaluate_all(tmp_path / "all.json", **inputs)
     assert (tmp_path / "all.json").read_text() == '{"asked": {}}'
 
 
 def test_nothing_measured_is_an_error(inputs, tmp_path):
     shutil.rmtree(inputs["generated"])
-    with pytest.raises(InputError, match=r"no measure can be taken: fidelity: .*oracle: no weights"):
+    with pytest.raises(InputError, match=r"no measure can be computed: fidelity: .*oracle: no weights"):
         evaluate_all(tmp_path / "all.json", **inputs | {"weights": tmp_path / "none"})
     assert not (tmp_path / "all.json").exists()
 

@@ -1,4 +1,4 @@
-"""The ablations' switches do what they say, and a run of them keeps what is finished."""
+"""The ablations' switches work as named, and a run keeps finished results."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_a_new_models_error_is_the_noise_itself(pipe, data, preset):
     built = build_pipeline(preset, pipe.vae, pipe.pairs)
     latents = cached_latents(pipe.vae, Pictures.load(read_folder(data), 32), 1, 0, data.parent / "cache")
     losses = ablations.held_out_losses(built, latents)
-    # It predicts 0 everywhere, so the error is the noise's own variance, 1, inside the mask as well.
+    # It predicts 0 everywhere, so the error is the noise's variance, 1, also inside the mask.
     assert sum(losses["noise"]) / len(losses["noise"]) == pytest.approx(1, abs=0.05)
     assert sum(losses["defect_noise"]) / len(losses["defect_noise"]) == pytest.approx(1, abs=0.2)
 

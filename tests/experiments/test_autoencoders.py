@@ -1,4 +1,4 @@
-"""What autoencoders leave, on made pictures: what is known is known."""
+"""Scores of autoencoders, on synthetic pictures with known results."""
 
 import json
 
@@ -15,7 +15,7 @@ from defectdiffu.experiments import autoencoders
 
 @pytest.fixture
 def useless(tmp_path) -> str:
-    """An autoencoder that returns dark grey, whatever it is shown."""
+    """An autoencoder that returns dark grey for every input."""
     vae = build_autoencoder(AutoencoderConfig(channels=4, latent_channels=2))
     for parameter in vae.decoder.layers[-2].parameters():
         torch.nn.init.constant_(parameter, 0.25 if parameter.ndim == 1 else 0.0)
@@ -39,12 +39,12 @@ def test_a_useless_one_keeps_nothing_and_the_shipped_one_nearly_everything(data,
     assert sum(counts) == rendered["defect_accuracy"]["count"] == record["held_fixed"]["with_a_defect"]
     right = np.dot(counts, [degraded[kind]["mean"] for kind in kinds])
     assert right / sum(counts) == pytest.approx(degraded["defect_accuracy"]["mean"])
-    with Image.open(sheet) as image:  # as they are and through the two, a column per kind
+    with Image.open(sheet) as image:  # the originals and two reconstructions, a column per kind
         assert image.size == (len(kinds) * 68 - 4, 3 * 68 - 4)
 
 
 def test_the_error_in_decibels_is_that_of_grey(data, useless, tmp_path):
-    """At a size for which no judge is shipped: the errors alone."""
+    """At a size for which no judge is shipped: only the errors are reported."""
     record = autoencoders.run([useless], [data], 32, tmp_path / "record.json")
     (run,) = record["runs"]
     assert set(run["scores"]) == {"psnr_db", "mask_kept"}

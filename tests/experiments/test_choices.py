@@ -1,4 +1,4 @@
-"""A choice record on one pair: what differs is named, and compared picture by picture."""
+"""A record of choices on one pair: changes are named, and compared picture by picture."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_each_change_is_compared_with_the_defaults(tmp_path, monkeypatch):
     assert record["held_fixed"]["sampling"]["scheduler"] == "SDE-DPM-Solver++"
     defaults, *others = record["runs"]
     assert "differences" not in defaults
-    # w_p = 2 is the default already, and so is no change.
+    # w_p = 2 is already the default, so it is not a change.
     assert [run["changes"]["sampling"] for run in others] == [changes[0], changes[2]]
     for run in others:
         for score, difference in run["differences"].items():

@@ -35,7 +35,7 @@ def test_a_degraded_picture_is_another_but_much_the_same(drawn):
 
 
 def test_a_picture_may_be_shown_without_its_defect(drawn, monkeypatch):
-    """Where every one is, nothing is left to be told apart: the judge learns to call all of them good."""
+    """If every picture is, there is only one class: the judge learns to call all of them good."""
     monkeypatch.setattr(judge_training, "COUNTERFACTUAL_SHARE", 1.0)
     torch.manual_seed(0)
     network = JudgeNetwork(32)
@@ -79,7 +79,7 @@ def draw_from(cache):
 
 @pytest.mark.parametrize("folder", sorted(SHIPPED.glob("*")), ids=lambda folder: folder.name)
 def test_a_shipped_judge_is_as_good_as_its_card_says(folder):
-    """On 60 pictures that the card's scores do not come from, within three standard errors."""
+    """On 60 pictures not used for the card's scores, within three standard errors."""
     card = json.loads((folder / "judge.json").read_text())
     found = score(Judge.load(folder), draw(card["size"], 60, TESTING_SEEDS + TESTED))
     for name, stated in card["scores"].items():

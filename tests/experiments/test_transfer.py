@@ -36,7 +36,7 @@ def test_a_pair_is_asked_of_weights_that_know_it_and_of_others(save, write_folde
     assert result["unets"]["hazelnut crack"]["real"] == {"training": 2, "test": 2}
     first, second = result["weights"].values()
     assert [w["pairs"]["hazelnut crack"]["trained"] for w in (first, second)] == [False, True]
-    # Of the trained pairs there are real pictures of tile with hole, and for the second of hazelnut with crack.
+    # Of the trained pairs, tile with hole has real pictures; for the second weights, hazelnut with crack has.
     assert [w["nearest_ratio"]["count"] for w in (first, second)] == [2, 4]
 
     record = transfer.record(result, tmp_path / "record.json")

@@ -22,7 +22,7 @@ def dit(heads: int, width: int, layers: int, patch: int) -> DiTTransformer2DMode
         num_embeds_ada_norm=10,
         norm_eps=1e-6,
     )
-    for parameter in model.parameters():  # nothing may be hidden behind a zero
+    for parameter in model.parameters():  # a zero weight could hide an error
         torch.nn.init.normal_(parameter, std=0.05)
     first = model.transformer_blocks[0].norm1.emb.state_dict()  # in a real DiT every block holds the same embedding
     for block in model.transformer_blocks:
@@ -33,7 +33,7 @@ def dit(heads: int, width: int, layers: int, patch: int) -> DiTTransformer2DMode
 
 
 def original(model: DiTTransformer2DModel) -> dict[str, torch.Tensor]:
-    """The same weights as the original checkpoints name them."""
+    """The same weights under the original checkpoints' names."""
     state, out = model.state_dict(), {}
     outside = {
         "x_embedder.proj": "pos_embed.proj",
@@ -154,7 +154,7 @@ def test_what_is_no_dit_is_refused(tmp_path):
     for name, message in {
         "vae": "checkpoint of another model .AutoencoderTiny., not of a DiT",
         "other.pt": r"checkpoint of another model than a DiT: it lacks x_embedder\.proj\.weight",
-        "tensor.pt": "another model: it holds no plain dictionary of tensors",
+        "tensor.pt": "another model: it is not a plain dictionary of tensors",
         "text.pt": "text.pt",
         "nowhere": "no DiT '.*nowhere'",
         "nowhere.pt": "there is no such file",
@@ -167,7 +167,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
     file = tmp_path / "dit.pt"
     torch.save(original(dit(2, 32, 3, 2)), file)
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"dit\.pt is damaged, cut short or no PyTorch checkpoint"):
+    with pytest.raises(InputError, match=r"dit\.pt is damaged, cut short or not a PyTorch checkpoint"):
         load_dit(transformer(), str(file))
 
 

@@ -1,4 +1,4 @@
-"""A second, plain writing of what the released code computes, against the transformer that reads its checkpoints."""
+"""A second, plain implementation of the released code, against the transformer that reads its checkpoints."""
 
 import math
 import types
@@ -139,7 +139,7 @@ def test_it_computes_what_the_released_code_is_described_to(tmp_path, embedders,
     torch.save({"model_state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "released.pt")
     model = read_released(tmp_path / "released.pt", heads=HEADS).eval()
     assert [len(p) for p in (model.background_part, model.defect_part, model.fusion_part)] == [N, M, K]
-    model.save_pretrained(tmp_path / "model")  # and it stays what it is when saved
+    model.save_pretrained(tmp_path / "model")  # and it is unchanged after saving and loading
     x, t = torch.randn(3, CHANNELS, SIDE * PATCH, SIDE * PATCH), torch.tensor([0, 470, 999])
     texts = F.normalize(torch.randn(3, 3, TEXT), dim=-1)
     reference = Reference(state, embedders)
@@ -185,7 +185,7 @@ def test_another_model_is_refused(tmp_path, change, message):
 
 
 def test_prompts_are_pooled_and_of_length_one(monkeypatch):
-    """With a stand-in for open_clip; without it, a line that says what to install."""
+    """With a fake open_clip; without it, an error that says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(InputError, match="needs open_clip: pip install open_clip_torch"):
         ReleasedPrompts()

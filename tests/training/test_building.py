@@ -14,7 +14,7 @@ from defectdiffu.training.run import train
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """Folders as the hub has them: text (model and tokenizer), vae, dit."""
+    """Folders in the hub's format: text (model and tokenizer), vae, dit."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("pretrained")
     tokenizer, text = build_text_encoder(["hazelnut", "tile", "crack", "hole", "good", "industry"], 16, 1, 2)
@@ -54,7 +54,7 @@ def test_a_run_from_pretrained_parts(pretrained, data, tmp_path):
     assert isinstance(pipe.vae, AutoencoderKL)
     assert pipe.transformer.config.learn_sigma
     assert pipe(product="tile", defect="crack").images[0].size == (32, 32)
-    # A frozen text encoder leaves as it came, but for half precision.
+    # A frozen text encoder is unchanged, except for half precision.
     before = DefectDiffuPipeline.from_pretrained(tmp_path / "run").text_encoder.state_dict()
     for key, value in CLIPTextModel.from_pretrained(pretrained / "text").state_dict().items():
         torch.testing.assert_close(before[key], value, atol=2e-3, rtol=1e-3)

@@ -47,7 +47,7 @@ def test_a_truncated_checkpoint_is_never_picked_up(tmp_path, share):
 
 
 def test_a_part_is_never_picked_up(tmp_path):
-    """What a killed process leaves: a temporary file, here even a whole one."""
+    """A temporary file of a killed process, here even a complete one."""
 
     class Killed(BaseException):
         pass

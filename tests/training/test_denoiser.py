@@ -11,7 +11,7 @@ from defectdiffu.training.loop import take_step
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """accelerate keeps one state for a process, its precision too: it is forgotten before and after."""
+    """accelerate keeps one state per process, including the precision: it is reset before and after."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

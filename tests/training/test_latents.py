@@ -56,7 +56,7 @@ def test_a_broken_picture_is_named(data, tmp_path):
 
 @pytest.mark.parametrize("product", ["tile", "hazelnut", "metal_nut", "unknown"])
 def test_the_mask_moves_with_the_picture(product):
-    """A bright square on grey: wherever it goes, its mask goes with it."""
+    """A bright square on grey: its mask moves with it."""
     mask = torch.zeros(32, 32)
     mask[5:14, 18:28] = 1
     image = to_picture(mask[None])[0] * 0.8
@@ -140,8 +140,8 @@ def test_versions_depend_on_the_seed_and_the_picture_alone(pictures, vae, tmp_pa
 
 
 def encode(data, folder, rank: int = 0, count: int = 1, port: int = 0, kill_at: int = 0) -> None:
-    """One of `count` processes that fill a cache four pictures at a time, ten versions of each batch's; it may be
-    killed at its `kill_at`-th batch. What it encodes and reads is written beside the cache."""
+    """One of `count` processes that fill a cache four pictures at a time, two versions of each; it may be
+    killed at its `kill_at`-th batch. The indices that it encodes and reads are written next to the cache."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)

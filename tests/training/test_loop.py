@@ -52,7 +52,7 @@ def after_each_step():
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_the_moving_average_is_its_closed_form(tmp_path, after_each_step, decay):
-    """diffusers' rule: update k decays by min(decay, (1 + s) / (10 + s)) with s = k - 1, the first by nothing."""
+    """diffusers' rule: update k decays by min(decay, (1 + s) / (10 + s)) with s = k - 1, the first by 0."""
     module = fit_toy(tmp_path, ema_decay=decay)
     steps = [parameters for _, parameters in after_each_step]
     decays = [0.0] + [min(decay, (1 + s) / (10 + s)) for s in range(1, 30)]

@@ -18,7 +18,7 @@ def test_larger_presets_are_said_to_take_more(data):
 
 def test_twice_the_steps_take_twice_the_time(data, monkeypatch):
     monkeypatch.setattr("defectdiffu.training.planning.matrix_rate", lambda: 1e11)
-    preset = PRESETS["tiny"].replace(training={"batch_size": 8})  # begins from weights: no autoencoder stage
+    preset = PRESETS["tiny"].replace(training={"batch_size": 8})  # starts from weights: no autoencoder stage
     once, twice = (plan(preset.replace(training={"steps": n}), [data])["minutes"] for n in (50_000, 100_000))
     assert abs(twice / once - 2) < 0.05
 

@@ -70,7 +70,7 @@ def test_latents_are_scaled_to_unit_deviation(finished):
 
 
 def test_watched_pictures_are_not_trained_on(finished, data, tmp_path):
-    """Pictures that are only watched leave the weights as they would be, and their losses in the log."""
+    """Validation pictures do not change the weights, and their losses are in the log."""
     train(tiny_preset(), [data], tmp_path / "run", val=write_folder(tmp_path / "val", good=1, defective=1))
     last = log(tmp_path / "run")[-1]
     assert set(last["val"]) >= {"noise", "defect", "mask"}
@@ -154,14 +154,14 @@ def killed(data: Path, run: Path, function: str, count: int) -> None:
 
 
 def out_of_disk(data: Path, run: Path, largest: int) -> None:
-    """No file may grow beyond `largest` bytes; a clear message, not a traceback of the writer's."""
+    """No file may grow beyond `largest` bytes: the error is a clear message, not the writer's traceback."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     with pytest.raises(InputError, match=r"could not write .*free some space and run the same command again"):
         train_tiny(data, run)
 
 
 def test_a_killed_run_ends_in_the_same_weights(finished, data, tmp_path):
-    """The same call again and again, killed each time at a later point, then left alone."""
+    """The same call repeated, killed each time at a later point, and at last not killed."""
     run = tmp_path / "run"
 
     def dies(function: str, count: int) -> None:
@@ -227,7 +227,7 @@ def together(count: int, preset: Preset, data: Path, run: Path, kill_at: int = 0
 
 
 def assert_same_steps(a: Path, b: Path) -> None:
-    """The same losses; and the same weights but for what Adam makes of rounding in gradients that are almost zero."""
+    """The same losses; and the same weights, except where Adam enlarges rounding in gradients that are almost zero."""
     one, two = log(a), log(b)
     assert [(e["stage"], e["step"]) for e in one] == [(e["stage"], e["step"]) for e in two]
     for x, y in zip(one, two, strict=True):
@@ -270,7 +270,7 @@ def test_two_processes_are_killed_and_go_on(finished, data, tmp_path):
 
 @pytest.fixture
 def full_precision(monkeypatch):
-    """accelerate keeps one state for a process, so it is forgotten before and after."""
+    """accelerate keeps one state per process, so it is reset before and after."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(training, "precision", lambda: "no")
     yield
@@ -353,7 +353,7 @@ def test_what_is_no_run_is_left_alone(data, tmp_path):
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("folder", "file"):
-        with pytest.raises(InputError, match=f"{name} exists and is no training run"):
+        with pytest.raises(InputError, match=f"{name} exists and is not a training run"):
             train(tiny_preset(), [data], tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["thesis.txt"]

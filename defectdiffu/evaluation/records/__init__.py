@@ -1,11 +1,11 @@
-"""Records of experiments that take longer than a page: small JSON files beside this one, which the book reads.
+"""Records of experiments too long to run in the book: small JSON files in this folder, which the book reads.
 
     {"title", "varied": what differs between the runs, "held_fixed": {name: value}, "hardware", "date",
      "runs": [{"name", "changes": {section: {setting: value}}, "seed", "steps",
                "scores": {score: {"mean", "low", "high", "count"}},
                "differences": the same, run minus first run of its seed, picture by picture}]}
 
-`low` and `high` bound the 95 % interval. `differences` is absent from the run that the others are compared with.
+`low` and `high` bound the 95 % interval. The run that the others are compared with has no `differences`.
 """
 
 import json
@@ -26,7 +26,7 @@ def read_record(name: str) -> dict | None:
 
 
 def write_record(path: Path, title: str, varied: str, held_fixed: dict, runs: list[dict], **more: Any) -> dict:
-    """Write a record with this machine's hardware and today's date; return it. more: what else belongs to it."""
+    """Write a record with this machine's hardware and today's date; return it. more: further entries."""
     record = {
         "title": title,
         "varied": varied,
