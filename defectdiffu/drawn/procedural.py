@@ -6,7 +6,9 @@
 can be measured against the ground truth.
 """
 
+import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -21,7 +23,12 @@ from defectdiffu.drawn.hardware import metal_nut, screw, zipper
 from defectdiffu.drawn.objects import bottle, capsule, hazelnut, pill
 from defectdiffu.drawn.surfaces import Array, shade
 from defectdiffu.drawn.textures import carpet, grid, leather, tile, wood
-from defectdiffu.errors import InputError, check_choice
+from defectdiffu.errors import InputError, check_choice, check_number
+from defectdiffu.files import write_atomically, write_json
+
+LARGEST_SIZE = 4096
+SEEDS_PER_SET = 10**6
+LARGEST_SET_SEED = 10**6  # the judge and the measures use specimens beyond
 
 PRODUCTS = {
     f.__name__: f
@@ -122,38 +129,54 @@ def write_dataset(
         out/<product>/ground_truth/<defect>/000_mask.png ...       their masks
 
     No specimen appears twice. Pairs in `HELD_OUT` are left out; with `held_out=True` only these are written,
-    without defect-free specimens. Raises `InputError` for unknown names, for a choice without any pair, and if `out`
-    exists and is not empty.
+    without defect-free specimens. A call that was stopped resumes when repeated. Raises `InputError` for unknown names,
+    for a choice without any pair, for numbers out of range, and if `out` holds anything but the same call's pictures.
     """
     out = Path(out)
+    good = 10 * per_pair if good is None else good
+    for what, value, low, high in (
+        ("size", size, 16, LARGEST_SIZE),
+        ("per_pair", per_pair, 1, SEEDS_PER_SET),
+        ("good", good, 1, SEEDS_PER_SET),
+        ("seed", seed, 0, LARGEST_SET_SEED),
+    ):
+        check_number(what, value, low, high)
     products = [check_choice("product", p, PRODUCTS) for p in (PRODUCTS if products is None else products)]
     defects = [check_choice("defect", d, DEFECTS) for d in (DEFECTS if defects is None else defects)]
     pairs = [(p, d) for p in products for d in PAIRS[p] if d in defects and ((p, d) in HELD_OUT) == held_out]
     if not pairs:
         raise InputError(f"no pair to write among products {', '.join(products)} and defects {', '.join(defects)}")
+    # As long as this file is there, the folder is not complete.
+    marker, settings = out / ".rendering.json", {"pairs": pairs, "per_pair": per_pair, "good": good}
+    settings = json.loads(json.dumps(settings | {"size": size, "seed": seed}))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: name a new folder")
+        if not marker.is_file():
+            raise InputError(f"{out} exists and is not empty: name a new folder")
+        if json.loads(marker.read_text()) != settings:
+            raise InputError(f"{out} holds a rendering that was stopped, with other settings: name a new folder")
+    write_json(marker, settings)
 
     sets = pairs if held_out else [(p, "good") for p in dict.fromkeys(products)] + pairs
     kinds = ["good", *DEFECTS]
-    good = 10 * per_pair if good is None else good
     with tqdm(total=sum(good if d == "good" else per_pair for _, d in sets), unit="image") as progress:
         for product, defect in sets:
             images = out / product / ("train" if defect == "good" else "test") / defect
             masks = out / product / "ground_truth" / defect
-            images.mkdir(parents=True)
-            if defect != "good":
-                masks.mkdir(parents=True)
-            # Every set has its own block of a million seeds, so no two sets share a specimen.
+            # Every set has its own block of seeds, so no two sets share a specimen.
             block = (seed * len(PRODUCTS) + list(PRODUCTS).index(product)) * len(kinds) + kinds.index(defect)
             for i in range(good if defect == "good" else per_pair):
-                specimen = block * 10**6 + i
+                progress.update()
+                file = images / f"{i:03d}.png"
+                if file.is_file():
+                    continue
+                specimen = block * SEEDS_PER_SET + i
                 strength = _stream(specimen, "strength").uniform(0.25, 1)
                 image, mask, _ = render(product, defect, strength, specimen, size)
-                Image.fromarray(image).save(images / f"{i:03d}.png")
                 if defect != "good":
-                    Image.fromarray(mask).save(masks / f"{i:03d}_mask.png")
-                progress.update()
+                    save = partial(Image.fromarray(mask).save, format="png")
+                    write_atomically(masks / f"{i:03d}_mask.png", save)
+                write_atomically(file, partial(Image.fromarray(image).save, format="png"))  # last: both are there
+    marker.unlink()
 
 
 def contact_sheet(picture: Callable[[str, str], Image.Image] | None = None) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,8 +102,8 @@ def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator)
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list[Sample]:
-    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot distinguish, for a missing
-    pair to hold out, and for fewer samples than a batch."""
+    """The samples of `data` to train on. Raises `InputError` for names that prompts cannot distinguish, and for
+    a missing pair to hold out."""
     samples = read_folder(*data)
     products, null = sorted({s.product for s in samples}), preset.model.null_product
     if null in products:
@@ -112,11 +113,6 @@ def read_samples(preset: Preset, data: list[Path]) -> list[Sample]:
         samples = hold_out(samples, parse_pairs(preset.training.hold_out))
     if preset.training.half_split:
         samples, _ = split(samples, preset.training.seed)
-    if len(samples) * preset.training.variants < preset.training.batch_size:
-        raise InputError(
-            f"{len(samples)} pictures in {', '.join(map(str, data))} are fewer than the batch of "
-            f"{preset.training.batch_size}: add pictures or lower training.batch_size"
-        )
     return samples
 
 
@@ -182,7 +178,10 @@ def cached_latents(
             save_tensors(path, {key: torch.cat([tensors[key] for tensors in found]) for key in found[0]}, {})
         shutil.rmtree(parts, ignore_errors=True)
     wait()
-    tensors, _ = load_tensors(path)
+    try:
+        tensors, _ = load_tensors(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}): remove it, and it will be made again") from error
     return Latents(**tensors, products=pictures.products, defects=pictures.defects)
 
 

@@ -69,7 +69,12 @@ def fit(
     checkpoint = load_newest_checkpoint(folder)
     if checkpoint is not None:
         tensors, metadata = checkpoint
-        module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
+        try:
+            module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{folder} holds a checkpoint of another model ({error}): remove it, or choose another --out"
+            ) from error
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         learning_rate,
@@ -111,7 +116,7 @@ def fit(
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"
     if main and log_file.is_file():  # drop lines after the checkpoint: they will be logged again
-        lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+        lines = read_log(log_file)
         kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
         write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
     bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
@@ -149,6 +154,17 @@ def fit(
     bar.close()
     ema.copy_to(parameters)
     return module
+
+
+def read_log(file: Path) -> list[dict]:
+    """The lines of a log that are whole: a killed run may have written the last one in part."""
+    lines = []
+    for line in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
 
 
 def seconds_per_step(

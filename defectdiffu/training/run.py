@@ -5,10 +5,12 @@ takes the same steps as one that was not, and several processes, each with its s
 steps as one.
 """
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from defectdiffu.config import GOOD, Preset
-from defectdiffu.data.folder import read_folder
+from defectdiffu.data.folder import Sample, read_folder
 from defectdiffu.errors import InputError
-from defectdiffu.files import write_atomically, write_json
+from defectdiffu.files import locked, write_atomically, write_json
 from defectdiffu.machine import precision, stream
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.training.autoencoder import get_autoencoder
@@ -45,7 +47,14 @@ def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) 
     check_shares(preset, accelerator)
     samples = read_samples(preset, data)
     with accelerator.main_process_first():
-        claim(out, preset)
+        claim(out, preset, fingerprint(samples))
+    with locked(out, "trains") if accelerator.is_main_process else nullcontext():
+        return _train(lower_batch(preset, len(samples), accelerator), samples, out, val, accelerator, began)
+
+
+def _train(
+    preset: Preset, samples: list[Sample], out: Path, val: Path | None, accelerator: Accelerator, began: float
+) -> Path:
     torch.manual_seed(preset.training.seed)
     pictures = Pictures.load(samples, preset.image_size)
     watched = Pictures.load(read_folder(val), preset.image_size) if val else None
@@ -142,19 +151,64 @@ def check_shares(preset: Preset, accelerator: Accelerator) -> None:
         )
 
 
-def claim(out: Path, preset: Preset) -> None:
-    """Make `out` this configuration's folder; raise an `InputError` with the differences if it is another's."""
-    file = out / "config.json"
+def lower_batch(preset: Preset, pictures: int, accelerator: Accelerator) -> Preset:
+    """The preset with a batch that is no larger than the latent cache, said in one line where that lowers it."""
+    settings = preset.training
+    share = accelerator.num_processes * settings.accumulate
+    versions = pictures * settings.variants
+    if versions >= settings.batch_size:
+        return preset
+    batch = versions // share * share
+    if batch == 0:
+        raise InputError(f"{pictures} pictures in {settings.variants} versions are fewer than {share} parts of a batch")
+    if accelerator.is_main_process:
+        print(
+            f"{pictures} pictures in {settings.variants} versions: training.batch_size is lowered from "
+            f"{settings.batch_size} to {batch}",
+            file=sys.stderr,
+        )
+    return preset.replace(training={"batch_size": batch})
+
+
+def fingerprint(samples: list[Sample]) -> dict:
+    """What identifies the pictures: their number, and a digest of their names, sizes and last bytes."""
+    found = hashlib.sha256()
+    for sample in sorted(samples, key=lambda s: (s.product, s.defect, s.image.name)):
+        for file in filter(None, (sample.image, sample.mask)):
+            size = file.stat().st_size
+            found.update(f"{sample.product}/{sample.defect}/{file.name} {size}".encode())
+            with file.open("rb") as content:
+                content.seek(max(0, size - 4096))
+                found.update(content.read())
+    return {"pictures": len(samples), "digest": found.hexdigest()}
+
+
+def claim(out: Path, preset: Preset, pictures: dict | None = None) -> None:
+    """Make `out` the folder of these settings and pictures (a `fingerprint`).
+
+    Raises `InputError` if it is a folder of others, naming the differences.
+    """
+    file, of_data = out / "config.json", out / "data.json"
     settings = preset.to_dict()
     if file.is_file():
-        there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings added since have their defaults
+        try:
+            there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings added since have their defaults
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is damaged ({error}): restore it, or choose another --out") from error
         changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
         if changes:
             raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
+        if pictures and of_data.is_file() and (begun := json.loads(of_data.read_text())) != pictures:
+            raise InputError(
+                f"{out} was begun with other pictures ({begun['pictures']} there, {pictures['pictures']} asked): "
+                "choose another --out"
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a training run: choose another --out")
     else:
         write_json(file, settings)
+    if pictures and not of_data.is_file():
+        write_json(of_data, pictures)
 
 
 def _differences(a: dict, b: dict, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -138,6 +138,45 @@ def test_write_dataset(tmp_path):
         write_dataset(tmp_path / "none", products=["bottle"], defects=["bent"])
 
 
+def test_a_rendering_that_was_stopped_resumes(tmp_path, monkeypatch):
+    asked = {"products": ["screw"], "defects": ["bent"], "per_pair": 2, "size": 32, "good": 2}
+    write_dataset(tmp_path / "whole", **asked)
+    calls = []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return render(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(procedural, "render", dies)
+        write_dataset(tmp_path / "out", **asked)
+    with pytest.raises(InputError, match="was stopped, with other settings"):
+        write_dataset(tmp_path / "out", **asked | {"good": 3})
+    write_dataset(tmp_path / "out", **asked)
+    assert len(calls) == 4
+    contents = [
+        {f.relative_to(tmp_path / n): f.read_bytes() for f in (tmp_path / n).rglob("*") if f.is_file()}
+        for n in ("whole", "out")
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == 2 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"size": 10**6}, "size is 1000000: it must be from 16 to 4096"),
+        ({"per_pair": 10**9}, "per_pair is 1000000000"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_numbers_out_of_range_write_nothing(tmp_path, asked, message):
+    with pytest.raises(InputError, match=message):
+        write_dataset(tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
 def test_contact_sheet(monkeypatch):
     monkeypatch.setattr(procedural, "PRODUCTS", {name: PRODUCTS[name] for name in ("tile", "zipper")})
     asked = []

@@ -19,12 +19,14 @@ from PIL import Image
 
 from defectdiffu import DefectDiffuPipeline, InputError
 from defectdiffu.config import Preset
-from defectdiffu.files import load_tensors
+from defectdiffu.data.folder import read_folder
+from defectdiffu.files import load_tensors, locked
 from defectdiffu.training import building
 from defectdiffu.training import run as training
-from defectdiffu.training.checkpoints import load_newest_checkpoint
+from defectdiffu.training.checkpoints import load_newest_checkpoint, save_checkpoint
 from defectdiffu.training.denoiser import Denoiser
-from defectdiffu.training.run import train
+from defectdiffu.training.loop import read_log
+from defectdiffu.training.run import fingerprint, train
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A whole run
@@ -335,10 +337,62 @@ def test_an_empty_folder_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_pictures_are_counted(data, tmp_path):
-    with pytest.raises(InputError, match=r"20 pictures in .* are fewer than the batch of 64: .*batch_size"):
-        train(tiny_preset(training={"batch_size": 64}), [data], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_few_pictures_lower_the_batch(tmp_path, capsys):
+    data = write_folder(tmp_path / "few", good=1, defective=1)
+    train(tiny_preset(training={"batch_size": 64, "steps": 1}), [data], tmp_path / "run")
+    assert "6 pictures in 2 versions: training.batch_size is lowered from 64 to 12" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["batch_size"] == 64
+
+
+def test_pictures_that_cannot_fill_a_batch_are_counted(tmp_path):
+    data = write_folder(tmp_path / "few", good=1, defective=1)
+    with pytest.raises(InputError, match="6 pictures in 2 versions are fewer than 16 parts of a batch"):
+        train(tiny_preset(training={"batch_size": 64, "accumulate": 16}), [data], tmp_path / "run")
+
+
+def test_a_run_begun_with_other_pictures_is_left_alone(tmp_path):
+    one, other = (fingerprint(read_folder(write_folder(tmp_path / n, 1, 1))) for n in ("one", "other"))
+    assert one == other  # the same names and bytes at another place
+    Image.new("RGB", (32, 32), 7).save(next((tmp_path / "other").rglob("test/crack/*.png")))
+    other = fingerprint(read_folder(tmp_path / "other"))
+    training.claim(tmp_path / "run", tiny_preset(), one)
+    training.claim(tmp_path / "run", tiny_preset(), one)
+    with pytest.raises(InputError, match=r"run was begun with other pictures \(6 there, 6 asked\)"):
+        training.claim(tmp_path / "run", tiny_preset(), other)
+
+
+def test_damaged_settings_of_a_run_are_named(tmp_path):
+    training.claim(tmp_path / "run", tiny_preset())
+    (tmp_path / "run" / "config.json").write_text('{"name": "ti')
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        training.claim(tmp_path / "run", tiny_preset())
+
+
+def test_two_calls_do_not_train_in_one_folder(data, tmp_path):
+    with locked(tmp_path / "elsewhere", "trains"):
+        training.claim(tmp_path / "run", tiny_preset())
+    with locked(tmp_path / "run", "trains"), pytest.raises(InputError, match="another process trains in"):
+        train(tiny_preset(), [data], tmp_path / "run")
+
+
+def test_a_log_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"stage": "a", "step": 1}\n{"stage": "a", "st')
+    assert read_log(tmp_path / "log.jsonl") == [{"stage": "a", "step": 1}]
+
+
+def test_a_checkpoint_of_another_model_is_named(finished, data, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    save_checkpoint(run / "checkpoints", 99, {"model.other": torch.zeros(1)}, {})
+    with pytest.raises(InputError, match="holds a checkpoint of another model"):
+        train_tiny(data, run)
+
+
+def test_a_damaged_cache_is_named(finished, data, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (file,) = (run / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"latents-.*damaged .*: remove it"):
+        train_tiny(data, run)
 
 
 def test_a_run_begun_with_other_settings_is_left_alone(finished, data):
