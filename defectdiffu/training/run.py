@@ -18,6 +18,7 @@ from PIL import Image
 
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.data.folder import read_folder
+from defectdiffu.data.warnings import warn
 from defectdiffu.errors import InputError
 from defectdiffu.files import write_atomically, write_json
 from defectdiffu.machine import precision, stream
@@ -35,13 +36,16 @@ SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, watc
 def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
     """Autoencoder (unless there is one), latent cache, transformer; `out` is then a pipeline to generate with.
 
-    data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. Raises
-    `InputError` for unusable data and for an `out` that was begun with other settings.
+    data: folders in MVTec AD's layout; val: one whose pictures are never trained on, only watched. What is doubtful
+    about the pictures is printed on stderr. Raises `InputError` for unusable data and for an `out` that was begun with
+    other settings.
     """
     began = time.perf_counter()
     accelerator = build_accelerator(precision())
     check_shares(preset, accelerator)
     samples = read_samples(preset, data)
+    if accelerator.is_main_process:
+        warn(samples, preset.image_size)
     with accelerator.main_process_first():
         claim(out, preset)
     torch.manual_seed(preset.training.seed)
