@@ -187,7 +187,8 @@ def load_mask(path: str | Path, size: int, turn: int = 1) -> np.ndarray:
     Raises `Problem`, an `InputError`, if the file cannot be read, marks nothing, or has more than one value beside 0.
     """
     with opened(Path(path)) as image:
-        marked = turned(read_mask(image), turn)
+        marked, _ = read_mask(image)
+        marked = turned(marked, turn)
     for _ in range(2):  # rows, then columns
         marked = _any_of_rows(marked, size).T
     return marked.astype(np.uint8) * 255
@@ -220,15 +221,18 @@ def to_rgb(image: Image.Image, white: int | None = None, backdrop: str = "white"
     return image.convert("RGB")
 
 
-def read_mask(image: Image.Image) -> np.ndarray:
-    """Return bool (H, W), true where a mask marks a defect. Raises ValueError if it marks nothing or is ambiguous."""
+def read_mask(image: Image.Image) -> tuple[np.ndarray, bool]:
+    """Return bool (H, W), true where a mask marks a defect, and whether its edges are soft (`is_soft`).
+
+    Raises ValueError if it marks nothing or is ambiguous.
+    """
     values, lossy = mask_values(image)
     if not values.any():
         raise ValueError("the mask is empty: mark the defect, or move the image to the good ones")
     if is_two_valued(values):
-        return values != 0
+        return values != 0, False
     if is_soft(values, lossy):
-        return values >= values.max() / 2
+        return values >= values.max() / 2, True
     raise ValueError(
         f"the mask has {len(np.unique(values))} values, not 0 (normal) and one other (defect): "
         "save it as PNG, without smooth edges, every kind of defect as one value, "
@@ -417,7 +421,8 @@ def _check(sample: Sample, decode: bool, limit: int | None) -> Iterator[Sample |
     try:
         if sample.mask:
             with opened(sample.mask, limit) as image:
-                size = read_mask(image).shape[::-1]
+                marked, _ = read_mask(image)
+                size = marked.shape[::-1]
                 if upright and size != upright:
                     if size != stored:
                         raise ValueError(
