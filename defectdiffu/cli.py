@@ -93,14 +93,22 @@ def data_render(
 
 
 @data_app.command("check")
-def data_check(folder: Path) -> None:
-    """List every problem of a folder in MVTec AD's layout with its file; exit code 1 if there are any."""
-    from defectdiffu.data.validate import check_folder
+def data_check(
+    folder: Path,
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels of the pictures to train on.")] = 256,
+) -> None:
+    """List every problem of a folder in MVTec AD's layout with its file, and what is doubtful as warnings.
 
-    problems = check_folder(folder)
+    Exit code 1 if there are problems; warnings alone leave it 0.
+    """
+    from defectdiffu.data.validate import examine
+
+    problems, notices = examine(folder, size)
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problem(s) in {folder}", file=sys.stderr)
+    for notice in notices:
+        print(f"warning: {notice}")
+    print(f"{len(problems)} problem(s), {len(notices)} warning(s) in {folder}", file=sys.stderr)
     sys.exit(1 if problems else 0)
 
 
@@ -119,6 +127,21 @@ def data_split(
     _finish(write_split(source, few, rest, per_defect, good, seed), None)
 
 
+@data_app.command("tile")
+def data_tile(
+    source: Path,
+    out: Path,
+    size: Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")] = 256,
+    overlap: Annotated[int, typer.Option(min=0, help="Pixels that neighbours share.")] = 32,
+    good: Annotated[int, typer.Option(min=0, help="Tiles without a defect, per product.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of good tiles.")] = 0,
+) -> None:
+    """Cut large or oblong pictures and their masks into tiles: SOURCE and the new folder OUT in MVTec AD's layout."""
+    from defectdiffu.data.tiling import tile_folder
+
+    _finish(tile_folder(source, out, size, overlap, good, seed), None)
+
+
 @data_app.command("download")
 def data_download(name: str, out: Path) -> None:
     """Print the licence of a public data set and fetch its archive into OUT: mvtec, visa or ksdd2."""
@@ -128,11 +151,28 @@ def data_download(name: str, out: Path) -> None:
 
 
 @data_app.command("convert")
-def data_convert(name: str, source: Path, out: Path) -> None:
-    """Turn a data set in its owners' layout, a folder or its archive, into the new folder OUT in MVTec AD's layout."""
+def data_convert(
+    name: Annotated[str, typer.Argument(help="mvtec, visa, ksdd2, or folder: a folder of your own.")],
+    source: Path,
+    out: Path,
+    binarise: Annotated[bool, typer.Option("--binarise", help="folder: masks get two values.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="folder: black in the masks is the defect.")] = False,
+    white: Annotated[int | None, typer.Option(min=1, max=65535, help="folder: white of 16-bit pictures.")] = None,
+) -> None:
+    """Turn SOURCE into the new folder OUT in MVTec AD's layout.
+
+    SOURCE is a public set in its owners' layout, a folder or its archive, or a folder of your own, of which the result
+    says what was taken for what.
+    """
+    from defectdiffu.data.adopt import adopt
     from defectdiffu.data.datasets import convert
 
-    _finish(convert(name, source, out), None)
+    if name == "folder":
+        _finish(adopt(source, out, binarise, invert, white), None)
+    elif binarise or invert or white is not None:
+        raise InputError(f"--binarise, --invert and --white are for `data convert folder`, not for {name}")
+    else:
+        _finish(convert(name, source, out), None)
 
 
 @app.command()

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from defectdiffu.errors import InputError
 if TYPE_CHECKING:  # reading and writing pictures and JSON needs no torch
     from torch import Tensor
 
+MARKER = "made-by-defectdiffu"  # an empty file in every folder that is only there until its content is whole
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -36,6 +39,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, which gets the name `folder` when the block ends; on failure nothing of it is left.
+
+    What a killed run left of the same folder is removed first. Raises `InputError` if `folder` is there already, when
+    the disk is full or cannot be written.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose another folder")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        start, end = f".{folder.name}.", ".part"
+        for left in folder.parent.iterdir():
+            if left.name.startswith(start) and left.name.endswith(end) and (left / MARKER).is_file():
+                shutil.rmtree(left)
+        part = Path(tempfile.mkdtemp(end, start, folder.parent))
+        try:
+            (part / MARKER).touch()
+            inside = part / "inside"
+            inside.mkdir()
+            yield inside
+            inside.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -135,6 +135,33 @@ def test_the_check_lists_every_problem_and_exits_with_1(run, tmp_path):
     assert "2 problem(s)" in err
 
 
+def test_warnings_are_listed_by_the_check_and_counted_by_training(run, weights, tmp_path):
+    folder = write_folder(tmp_path / "data")
+    mask = folder / "tile" / "ground_truth" / "crack" / "000_mask.png"
+    Image.eval(Image.open(mask), lambda value: 255 - value).save(mask)
+    code, out, err = run("data", "check", folder, "--size", 32)
+    assert code == 0
+    assert out.startswith(f"warning: {mask}: it marks 97%") and len(out.splitlines()) == 1
+    assert "0 problem(s), 1 warning(s)" in err
+    arguments = ["--preset", weights / "preset.json", "--data", folder, "--out", tmp_path / "run", "--dry-run"]
+    code, out, err = run("train", *arguments)
+    assert code == 0
+    assert f"warning: mask of most of the picture (1), such as {mask}: it marks" in err
+
+
+def test_a_folder_of_ones_own_is_converted_and_tiled(run, tmp_path):
+    theirs = write_folder(tmp_path / "theirs", good=1, defective=1)
+    (theirs / "tile" / "train" / "good").rename(theirs / "tile" / "train" / "OK")
+    assert run("data", "convert", "visa", theirs, tmp_path / "out", "--invert")[0] == 2
+    code, out, _ = run("data", "convert", "folder", theirs, tmp_path / "ours")
+    assert code == 0
+    assert json.loads(out)["pictures"]["tile"] == {"crack": 1, "good": 1, "hole": 1}
+    code, out, _ = run("data", "tile", tmp_path / "ours", tmp_path / "tiles", "--size", 16, "--overlap", 4, "--good", 3)
+    assert code == 0
+    assert json.loads(out)["tiles"]["tile"]["good"] == 3
+    assert run("data", "check", tmp_path / "tiles", "--size", 16)[0] == 0
+
+
 def test_rendering_writes_a_set_that_passes_the_check(run, tmp_path):
     arguments = ["--products", "pill,tile", "--defects", "crack", "--per-pair", 1, "--size", 32]
     code, out, _ = run("data", "render", tmp_path / "set", *arguments)

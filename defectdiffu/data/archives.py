@@ -3,7 +3,6 @@
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from defectdiffu.errors import InputError
-from defectdiffu.files import writing
+from defectdiffu.files import building
 
 RESERVE = 200_000_000  # bytes of the disk to leave free
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError)
@@ -25,8 +24,6 @@ def unpack(archive: Path, folder: Path) -> Path:
     that is absolute or holds "..", a link, a device, a truncated or damaged archive, too little disk space, a `folder`
     that exists.
     """
-    if folder.exists():
-        raise InputError(f"{folder} exists: choose another folder to unpack {archive.name} into")
     kinds = {_tar: tarfile.is_tarfile, _zip: zipfile.is_zipfile}
     try:
         members = next((read for read, knows in kinds.items() if knows(archive)), None)
@@ -35,23 +32,18 @@ def unpack(archive: Path, folder: Path) -> Path:
     if members is None:
         raise InputError(f"{archive} is neither a tar nor a zip archive, or its download is incomplete")
 
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
-            inside = Path(part) / "inside"
-            inside.mkdir()
-            try:
-                for name, size, content in members(archive):
-                    target = inside / _safe(name, archive)
-                    check_room(inside, size, f"{name} of {archive}")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with content, target.open("wb") as file:
-                        shutil.copyfileobj(content, file, 1 << 20)
-                    if target.stat().st_size != size:
-                        raise EOFError(f"{name} has {target.stat().st_size} of {size} bytes")
-            except DAMAGED as error:
-                raise InputError(f"{archive} is truncated or damaged ({error}): download it again") from error
-            inside.rename(folder)
+    with building(folder) as inside:
+        try:
+            for name, size, content in members(archive):
+                target = inside / _safe(name, archive)
+                check_room(inside, size, f"{name} of {archive}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content, target.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                if target.stat().st_size != size:
+                    raise EOFError(f"{name} has {target.stat().st_size} of {size} bytes")
+        except DAMAGED as error:
+            raise InputError(f"{archive} is truncated or damaged ({error}): download it again") from error
     return folder
 
 

@@ -11,9 +11,8 @@ and `splitting.split` halves them for training and evaluation, as the paper does
 import csv
 import re
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from PIL import Image
 from defectdiffu.config import GOOD
 from defectdiffu.data.archives import check_room, unpack
 from defectdiffu.data.download import fetch
-from defectdiffu.data.folder import Problem, opened, read_folder
+from defectdiffu.data.folder import Problem, mask_values, opened, read_folder
 from defectdiffu.errors import InputError, check_choice
-from defectdiffu.files import writing
+from defectdiffu.files import building
 
 
 @dataclass(frozen=True)
@@ -98,47 +97,49 @@ def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
     255. Returns {product: {defect: images}}. Raises `InputError` for a source that is not in its owners' layout.
     """
     read = SOURCES[check_choice("data set", name, SOURCES)].read
-    if out.exists():
-        raise InputError(f"{out} exists: choose another folder to convert into")
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
-            ours, theirs = Path(part) / "ours", source
-            place: Callable[[Path, Path], object] = shutil.copyfile
-            if source.is_file():
-                theirs = unpack(source, Path(part) / "theirs")
-                place = Path.rename  # our own copy can be moved, which needs no more disk space
-            items = list(read(theirs))
-            if place is shutil.copyfile:
-                check_room(out.parent, sum(item.image.stat().st_size for item in items), str(out))
-            counts: dict[str, Counter] = {}
-            for item in items:
-                _place(item, ours, place)
-                counts.setdefault(item.product, Counter())[item.defect] += 1
-            ours.rename(out)
-    return {product: dict(sorted(counter.items())) for product, counter in sorted(counts.items())}
+    with building(out) as ours:
+        theirs, copy = source, shutil.copyfile
+        if source.is_file():
+            theirs = unpack(source, ours.with_name("theirs"))
+            copy = Path.rename  # it is our own copy: no room is needed twice
+        items = list(read(theirs))
+        if copy is shutil.copyfile:
+            check_room(out.parent, sum(item.image.stat().st_size for item in items), out)
+        for item in items:
+            marked = None if item.mask is None else _marked(item.mask)
+            copy(item.image, place(ours, item, marked))
+    return count(items)
 
 
-def _place(item: Item, root: Path, place: Callable[[Path, Path], object]) -> None:
+def place(root: Path, item: Item, marked: np.ndarray | None) -> Path:
+    """Write the mask (bool (H, W), None for good images) of an item below `root` in the MVTec AD layout; return where
+    its image goes. Raises `Problem` if there is one of that name."""
     home = root / item.product
     image = home / item.subset / item.defect / item.image.name
-    image.parent.mkdir(parents=True, exist_ok=True)
     if image.exists():
         raise Problem(item.image, f"a second image with this name for {item.product}, {item.defect}")
-    if item.mask is not None:
+    image.parent.mkdir(parents=True, exist_ok=True)
+    if marked is not None:
         mask = home / "ground_truth" / item.defect / f"{item.image.stem}_mask.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_marked(item.mask).astype(np.uint8) * 255).save(mask)
-    place(item.image, image)
+        Image.fromarray(marked.astype(np.uint8) * 255).save(mask)
+    return image
+
+
+def count(items: Iterable[Item]) -> dict[str, dict[str, int]]:
+    """Return {product: {defect: images}}, sorted."""
+    counts: dict[str, Counter] = {}
+    for item in items:
+        counts.setdefault(item.product, Counter())[item.defect] += 1
+    return {product: dict(sorted(counter.items())) for product, counter in sorted(counts.items())}
 
 
 def _marked(path: Path) -> np.ndarray:
     """Bool (H, W): every nonzero value is defect, because VisA's masks number the kinds of defect."""
     with opened(path) as image:
-        values = np.asarray(image)
-    return values != 0 if values.ndim == 2 else np.any(values, axis=-1)
+        return mask_values(image)[0] != 0
 
 
 def _slug(label: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from defectdiffu.config import GOOD
 from defectdiffu.data.folder import Sample, read_folder
 from defectdiffu.errors import InputError
-from defectdiffu.files import writing
+from defectdiffu.files import building
 
 
 def split(samples: Sequence[Sample], seed: int = 0) -> tuple[list[Sample], list[Sample]]:
@@ -80,25 +80,17 @@ def write_split(
     exist or are the same, and for a defect with too few images; nothing is written then.
     """
     few, rest = Path(few), Path(rest)
-    for folder in (few, rest):
-        if folder.exists():
-            raise InputError(f"{folder} exists: name a new folder")
     if few.resolve() == rest.resolve():
         raise InputError(f"{few} is given for both parts: name two folders")
-    parts = dict(zip((few, rest), split_few(read_folder(source), per_defect, good, seed), strict=True))
-    unfinished = {folder: folder.with_name(f".{folder.name}.part") for folder in parts}
-    for folder, samples in parts.items():
-        with writing(folder):
-            shutil.rmtree(unfinished[folder], ignore_errors=True)
+    with building(few) as few_part, building(rest) as rest_part:
+        parts = split_few(read_folder(source), per_defect, good, seed)
+        for folder, samples in zip((few_part, rest_part), parts, strict=True):
             for sample in samples:
                 for file in filter(None, (sample.image, sample.mask)):
-                    copy = unfinished[folder] / sample.product / Path(*file.parts[-3:])
+                    copy = folder / sample.product / Path(*file.parts[-3:])
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, copy)
-    for folder, part in unfinished.items():
-        with writing(folder):
-            part.rename(folder)
-    return {str(folder): len(samples) for folder, samples in parts.items()}
+    return {str(folder): len(samples) for folder, samples in zip((few, rest), parts, strict=True)}
 
 
 def _groups(samples: Sequence[Sample], seed: int) -> dict[tuple[str, str], list[Sample]]:

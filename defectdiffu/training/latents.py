@@ -23,7 +23,7 @@ from tqdm import tqdm
 from defectdiffu import autoencoder
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.data.catalog import augmentation
-from defectdiffu.data.folder import Sample, load_image, load_mask, read_folder
+from defectdiffu.data.folder import FolderDataset, Sample, read_folder
 from defectdiffu.data.splitting import hold_out, parse_pairs, split
 from defectdiffu.errors import InputError
 from defectdiffu.files import load_tensors, save_tensors
@@ -47,11 +47,9 @@ class Pictures:
     def load(cls, samples: Sequence[Sample], size: int) -> "Pictures":
         """Read and resize; raises `InputError` at the first file that cannot be used."""
         images = np.empty((len(samples), size, size, 3), np.uint8)
-        masks = np.zeros((len(samples), size, size), np.uint8)
-        for i, sample in enumerate(tqdm(samples, "reading pictures", leave=False)):
-            images[i] = load_image(sample.image, size)
-            if sample.mask is not None:
-                masks[i] = load_mask(sample.mask, size)
+        masks = np.empty((len(samples), size, size), np.uint8)
+        for i, item in enumerate(tqdm(FolderDataset(samples, size), "reading pictures", leave=False)):
+            images[i], masks[i] = item["image"], item["mask"]
         products, defects = [s.product for s in samples], [s.defect for s in samples]
         return cls(torch.from_numpy(images), torch.from_numpy(masks), products, defects)
 

@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from defectdiffu.autoencoder import Autoencoder, PatchAutoencoder, build_autoencoder, stable_diffusion_autoencoder
 from defectdiffu.config import GOOD, Preset
+from defectdiffu.data.warnings import warn
 from defectdiffu.errors import InputError
 from defectdiffu.machine import default_device, device_name, precision
 from defectdiffu.memory import GB, advice, sampling_memory
@@ -26,9 +27,11 @@ def plan(preset: Preset, data: list[Path]) -> dict:
     """Pictures found per product and defect, parameters, and estimates of memory (GB) and time (minutes).
 
     Memory is computed from sizes; time is the operations of all steps divided by 0.3 of this device's measured rate of
-    matrix products. Both are accurate to a factor of two. Raises `InputError` for unusable data.
+    matrix products. Both are accurate to a factor of two. What is doubtful about the pictures is printed on stderr.
+    Raises `InputError` for unusable data.
     """
     samples = read_samples(preset, data)
+    warn(samples, preset.image_size)
     counts: dict[str, dict[str, int]] = {}
     for sample in samples:
         row = counts.setdefault(sample.product, {})

@@ -22,6 +22,7 @@ from PIL import Image
 
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.data.folder import Sample, read_folder
+from defectdiffu.data.warnings import warn
 from defectdiffu.errors import InputError
 from defectdiffu.files import locked, write_atomically, write_json
 from defectdiffu.machine import precision, stream
@@ -39,13 +40,15 @@ SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, vali
 def train(preset: Preset, data: list[Path], out: Path, val: Path | None = None) -> Path:
     """Train the autoencoder (if needed), cache latents, train the transformer; `out` is then a pipeline.
 
-    data: folders in MVTec AD's layout; val: a folder for validation losses only. Raises
-    `InputError` for unusable data and for an `out` that was begun with other settings.
+    data: folders in MVTec AD's layout; val: a folder for validation losses only. What is doubtful about the pictures is
+    printed on stderr. Raises `InputError` for unusable data and for an `out` that was begun with other settings.
     """
     began = time.perf_counter()
     accelerator = build_accelerator(precision())
     check_shares(preset, accelerator)
     samples = read_samples(preset, data)
+    if accelerator.is_main_process:
+        warn(samples, preset.image_size)
     with accelerator.main_process_first():
         claim(out, preset, fingerprint(samples))
     with locked(out, "trains") if accelerator.is_main_process else nullcontext():

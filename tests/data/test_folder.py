@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from defectdiffu.data.catalog import UNIFIED
-from defectdiffu.data.folder import FolderDataset, load_image, load_mask, read_folder
+from defectdiffu.data.folder import FolderDataset, Problem, load_image, load_mask, read_folder
 from defectdiffu.errors import InputError
 
 SHARED = Path(os.environ.get("DEFECTDIFFU_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -125,6 +125,17 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
         assert np.array_equal(loaded, np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
 
 
+def test_the_white_of_16_bits_is_found_over_a_product(tmp_path):
+    """A camera of 12 bits, one picture dark, and one of 16 bits; pictures of 8 bits have no white."""
+    for product, name, value in [("a", "0", 200), ("a", "1", 2600), ("b", "0", 9000), ("b", "1", 50000)]:
+        save(tmp_path / product / "train" / "good" / f"{name}.png", np.full((4, 4), value, np.uint16))
+    image(tmp_path / "c" / "train" / "good" / "0.png")
+    samples = read_folder(tmp_path)
+    assert [s.white for s in samples] == [4095, 4095, 65535, 65535, None]
+    values = [item["image"][0, 0, 0] for item in FolderDataset(samples, 4)]
+    assert values == [round(200 * 255 / 4095), round(2600 * 255 / 4095), 35, 195, 120]
+
+
 def test_transparent_pixels_become_white(tmp_path):
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2] = (200, 10, 30, 255)
@@ -164,8 +175,20 @@ def test_exif_orientation_turns_the_image_and_the_size_that_its_mask_must_have(t
     mask_path = tmp_path / "gear" / "ground_truth" / "dent" / "a.png"
     mask(mask_path, shape=(16, 8))
     assert len(read_folder(tmp_path)) == 1
-    mask(mask_path, shape=(8, 16))
-    assert "the mask is 16 x 8 (width x height), its image" in refusal(read_folder, tmp_path)
+    mask(mask_path, shape=(8, 8))
+    assert "the mask is 8 x 8 (width x height), its image a" in refusal(read_folder, tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_drawn_on_the_stored_pixels_is_turned_with_its_image(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    marked = np.zeros((8, 16), np.uint8)
+    marked[:2, :3] = 255
+    save(tmp_path / "gear" / "test" / "dent" / "a.png", marked, exif=exif)
+    save(tmp_path / "gear" / "ground_truth" / "dent" / "a.png", marked)
+    (item,) = FolderDataset(read_folder(tmp_path), 16)
+    assert np.array_equal(item["image"][..., 0] > 127, item["mask"] > 127)
 
 
 # Masks --------------------------------------------------------------------------------------------------------------
@@ -208,6 +231,31 @@ def test_masks_of_any_depth_and_colour(tmp_path):
         save(tmp_path / f"{name}.png", pixels)
     for name in ("two", "deep", "red", "drawn", "palette"):
         assert np.array_equal(load_mask(tmp_path / f"{name}.png", 4), marked * np.uint8(255)), name
+
+
+def blurred(size=64):
+    """A square of 20 pixels, white on black, its edges 8 pixels wide."""
+    distance = np.abs(np.arange(size) - size / 2)
+    line = np.clip((14 - distance) / 8, 0, 1)
+    return np.round(255 * np.minimum.outer(line, line)).astype(np.uint8)
+
+
+def test_soft_masks_are_cut_at_half_their_brightest_value(tmp_path):
+    pixels = blurred()
+    for name in ("soft.png", "soft.jpg", "soft.webp"):
+        loaded = load_mask(save(tmp_path / name, pixels), 64)
+        assert (loaded == 255).sum() == pytest.approx((pixels >= 128).sum(), rel=0.05), name
+    colour = save(tmp_path / "colour.jpg", np.repeat(pixels[..., None], 3, axis=2))
+    assert load_mask(colour, 64).any()
+
+
+def test_kinds_of_defect_and_photographs_are_no_soft_masks(tmp_path):
+    kinds = np.zeros((16, 16), np.uint8)
+    kinds[0, :3] = (85, 170, 255)
+    photograph = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    for pixels in (kinds, photograph):
+        message = refusal(load_mask, save(tmp_path / "m.png", pixels), 8)
+        assert "values, not 0 (normal) and one other (defect)" in message and "--binarise" in message
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
@@ -295,6 +343,26 @@ def test_not_an_image(root, content):
     path.write_bytes(content)
     for call, argument in [(read_folder, (root,)), (load_image, (path, 8))]:
         assert refusal(call, *argument).startswith(f"{path}: not a readable image; allowed are .png")
+
+
+def test_a_picture_beyond_the_limit_is_told_its_size_and_the_cure(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself would call 12 x 300 a bomb
+    path = save(root / "bottle" / "train" / "good" / "001.png", np.zeros((300, 12), np.uint8))
+    assert load_image(path, 8).shape == (8, 8, 3)
+    with pytest.raises(Problem, match=r"12 x 300 pixels .* too many to be read at once: .*`defectdiffu data tile"):
+        read_folder(root, limit=3000)
+    assert len(read_folder(root, limit=None)) == 7
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_regular_file_is_named_and_not_waited_for(root):
+    pipe, folder = root / "bottle" / "train" / "good" / "002.png", root / "gear" / "train" / "good" / "a.png"
+    os.mkfifo(pipe)
+    folder.mkdir(parents=True)
+    for path in (pipe, folder):
+        assert refusal(load_image, path, 8).startswith(f"{path}: not a regular file")
+    assert refusal(read_folder, root).startswith(f"{pipe}: not a regular file")
 
 
 def test_missing_file(tmp_path):

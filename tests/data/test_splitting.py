@@ -92,7 +92,7 @@ def test_bad_splits_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="few is given for both parts: name two folders"):
         write_split(source, tmp_path / "few", tmp_path / "source" / ".." / "few", per_defect=1)
     (tmp_path / "rest").mkdir()
-    with pytest.raises(InputError, match="rest exists: name a new folder"):
+    with pytest.raises(InputError, match="rest exists: choose another folder"):
         write_split(source, tmp_path / "few", tmp_path / "rest", per_defect=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rest", "source"]
 
