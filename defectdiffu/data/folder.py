@@ -145,8 +145,7 @@ def read_folder(*roots: str | Path, limit: int | None = PIXELS) -> list[Sample]:
     "test", and file name; a file that two roots share is listed once.
 
     Names, image headers and whole masks are checked here; damaged pixels of an image are found when `load_image` reads
-    it. limit: the most pixels per image; None: no limit. Raises `Problem`, an `InputError`, with the first thing that is
-    wrong.
+    it. limit: the most pixels per image; None: no limit. Raises the first `Problem`, an `InputError`.
     """
     samples = []
     for root in roots:
@@ -245,7 +244,7 @@ def read_mask(image: Image.Image) -> tuple[np.ndarray, bool]:
         return values >= values.max() / 2, True
     raise ValueError(
         f"the mask has {len(np.unique(values))} values, not 0 (normal) and one other (defect): "
-        "save it as PNG, without smooth edges, every kind of defect as one value, "
+        "save it as PNG, without smooth edges, with the same value for all kinds of defect, "
         "or let `defectdiffu data convert folder SOURCE OUT --binarise` do so"
     )
 
