@@ -1,12 +1,10 @@
 """From (product, defect) to image-mask pairs: the sampling loop as a diffusers pipeline."""
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +14,6 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -30,11 +27,11 @@ from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import Conditions, PromptEncoder
 from defectdiffu.selfcheck import PASS, change_ratio
+from defectdiffu.weight_files import check_finite, check_weights
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # their names in diffusers
 SHIPPED = Path(__file__).parent / "weights"
 LARGEST_RATIO = 255.0  # of `check`: no change inside a mask is larger than 255 grey levels
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 Callback = Callable[[int, Tensor, Tensor, Branches], object]  # step, t, latents, branches
 
@@ -113,7 +110,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         """Load by shipped name ("tiny"), local folder or hub id. Weights are read from safetensors only."""
         folder = SHIPPED / str(name) if (SHIPPED / str(name) / "model_index.json").is_file() else Path(name)
         if folder.is_dir():
-            check_weights(folder)
+            with quiet():
+                check_weights(folder)
         elif len(folder.parts) != 2 or str(name).startswith((".", "/")):
             shipped = sorted(p.parent.name for p in SHIPPED.glob("*/model_index.json"))
             raise InputError(
@@ -127,10 +125,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 pipe = super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
             except OSError as error:
                 if folder.is_dir():
-                    raise
+                    raise InputError(f"the weights in {folder} cannot be loaded: {error}") from error
                 raise InputError(
                     f"no weights '{name}': not a folder, and the hub cannot be reached or has no weights of that name"
                 ) from error
+        for part in ("transformer", "vae", "text_encoder"):
+            check_finite(getattr(pipe, part), f"the {part} of '{name}'")
         pipe.register_to_config(_name_or_path=str(name))
         return pipe
 
@@ -289,43 +289,3 @@ def quiet() -> Iterator[None]:
         for library, level in zip((diffusers_logging, transformers_logging), levels, strict=True):
             library.set_verbosity(level)
             library.enable_progress_bar()
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a pipeline folder whose weights are not safetensors, are truncated, or do not match its index."""
-    index = folder / "model_index.json"
-    try:
-        components = json.loads(index.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no readable model_index.json: not weights of this package") from error
-    for name, value in components.items():
-        if not isinstance(value, list) or len(value) != 2 or name in ("scheduler", "tokenizer"):
-            continue
-        files = sorted((folder / name).glob("*.safetensors"))
-        if not files:
-            pickles = [p.name for p in (folder / name).glob("*") if p.suffix in PICKLES]
-            found = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "none found"
-            raise InputError(f"{folder / name}: weights must be .safetensors; {found}")
-        for file in files:
-            try:
-                with safe_open(file, "pt") as tensors:
-                    tensors.keys()
-            except SafetensorError as error:
-                raise InputError(f"{file} is damaged or cut short: {error}") from error
-    # Our own transformer is built from its config, so missing and extra tensors can be named before loading.
-    transformer = folder / "transformer"
-    library, name = components.get("transformer", ("", ""))
-    try:
-        kind = getattr(import_module(library), name) if library.startswith("defectdiffu.") else DefectDiffuTransformer
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{index} names a transformer that this package does not have: {library}.{name}") from error
-    with torch.device("meta"), quiet():
-        expected = set(kind.from_config(kind.load_config(transformer)).state_dict())
-    there: set[str] = set()
-    for file in transformer.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            there |= set(tensors.keys())
-    for what, names in (("lacks", expected - there), ("has unknown", there - expected)):
-        if names:
-            some = ", ".join(sorted(names)[:3])
-            raise InputError(f"{transformer} {what} {len(names)} tensor(s): {some}{', ...' if len(names) > 3 else ''}")
