@@ -42,7 +42,7 @@ def main() -> None:
     def stop(*_: object) -> None:
         raise Stopped
 
-    signal.signal(signal.SIGINT, stop)
+    before = signal.signal(signal.SIGINT, stop)
     try:
         app()
     except InputError as error:
@@ -52,15 +52,23 @@ def main() -> None:
     except Stopped:
         print("\ndefectdiffu: stopped; what is finished stays, and the same command resumes", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"defectdiffu {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    if version:
-        print(f"defectdiffu {__version__}")
-        raise typer.Exit
+    pass
 
 
 def _finish(result: dict, file: Path | None) -> None:
@@ -81,7 +89,7 @@ def data_render(
         int | None, typer.Option(min=1, help="Good images per product; default: ten times --per-pair.")
     ] = None,
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed renders other specimens.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs held out of training.")] = False,
 ) -> None:
     """Render the procedural set into OUT, in MVTec AD's layout."""
@@ -119,7 +127,7 @@ def data_split(
     rest: Path,
     per_defect: Annotated[int, typer.Option(min=1, help="Images per product and defect in FEW.")] = 10,
     good: Annotated[int, typer.Option(min=1, help="Good images per product in FEW.")] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed chooses other images.")] = 0,
 ) -> None:
     """Copy a folder into two new ones: FEW to train on, REST to test on."""
     from defectdiffu.data.splitting import write_split
@@ -225,9 +233,9 @@ def train(
 
 @app.command()
 def generate(
-    product: Annotated[str, typer.Option()],
+    product: Annotated[str, typer.Option(help="A product that the weights know.")],
     out: Annotated[Path, typer.Option(help="Images and masks go here, in MVTec AD's layout.")],
-    defect: Annotated[str, typer.Option()] = "good",
+    defect: Annotated[str, typer.Option(help="A defect that the weights know, or good.")] = "good",
     weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
     num: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 4,
     w_d: Annotated[float | None, typer.Option(help="Strength of the defect.")] = None,
@@ -451,7 +459,7 @@ def ablations(
 def benchmark(
     part: Annotated[str | None, typer.Argument(help="train or sample; default: both.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each figure.")] = 5,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also time what the released code does.")] = False,
     file: Json = None,
 ) -> None:

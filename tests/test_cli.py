@@ -1,14 +1,17 @@
 """The command line as a user sees it: what it prints, what it writes, its exit codes."""
 
 import json
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
+import typer
 from helpers import tiny_preset, write_folder
 from PIL import Image
 
-from defectdiffu import DefectDiffuPipeline, DefectDiffuTransformer, cli
+from defectdiffu import DefectDiffuPipeline, DefectDiffuTransformer, __version__, cli
 
 ABLATIONS = ["--data", "DATA", "--val", "DATA", "--json", "record.json"]
 
@@ -44,10 +47,49 @@ def test_a_run_generates_good_images_that_pass_the_check(run, weights, tmp_path)
     code, out, _ = run("generate", "--weights", weights / "run", "--product", "tile", "--num", 2, "--out", tmp_path)
     assert code == 0
     assert "2 of 2 pairs" in out
-    assert len(list((tmp_path / "tile" / "test" / "good").glob("*.png"))) == 2
+    assert len(list((tmp_path / "tile").glob("*/good/*.png"))) == 2
     code, out, err = run("data", "check", tmp_path)
     assert (code, out) == (0, "")
     assert "0 problem(s)" in err
+
+
+def test_the_version_is_printed(run):
+    assert run("--version") == (0, f"defectdiffu {__version__}\n", "")
+
+
+def test_help_says_what_the_program_does_and_every_option_has_help(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "generate defect images with their masks" in " ".join(out.split())
+
+    def options(command, path):
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from options(inner, [*path, name])
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                yield " ".join([*path, parameter.name]), parameter.help
+
+    missing = [name for name, text in options(typer.main.get_command(cli.app), []) if not text]
+    assert not missing
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["data", "render", str(out), "--size", "64"]
+    process = subprocess.Popen([sys.executable, "-m", "defectdiffu", *arguments], stderr=subprocess.PIPE, text=True)
+    while not list(out.rglob("*.png")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "defectdiffu: stopped; what is finished stays, and the same command resumes"
+    assert "Traceback" not in err
+
+
+def test_names_are_printed_safely(run, tmp_path):
+    code, _, err = run("generate", "--product", "a\nb\x1b[31m", "--out", tmp_path / "out")
+    assert code == 2
+    assert len(err.splitlines()) == 1 and "\x1b" not in err
 
 
 def test_pairs_are_generated_in_little_memory(run, weights, tmp_path):

@@ -316,7 +316,7 @@ def test_bad_arguments_are_named(pipe, changes, message):
 def test_unknown_weights_are_named(tmp_path):
     with pytest.raises(InputError, match="no weights 'nothing'"):
         DefectDiffuPipeline.from_pretrained("nothing")
-    with pytest.raises(InputError, match="not a folder of weights of this package: model_index.json cannot be read"):
+    with pytest.raises(InputError, match=r"not a folder of weights of this package: model_index\.json cannot be read"):
         DefectDiffuPipeline.from_pretrained(tmp_path)
 
 
@@ -357,5 +357,5 @@ def test_truncated_weights_are_named(copy, part):
 
 def test_a_damaged_index_is_named(copy):
     (copy / "model_index.json").write_text(json.dumps({"transformer": 1})[:-3])
-    with pytest.raises(InputError, match="not a folder of weights of this package: model_index.json cannot be read"):
+    with pytest.raises(InputError, match=r"not a folder of weights of this package: model_index\.json cannot be read"):
         DefectDiffuPipeline.from_pretrained(copy)
