@@ -422,6 +422,19 @@ def choices(
 
 
 @evaluate_app.command()
+def checks(
+    file: Annotated[Path, typer.Option("--json", help="The record.")],
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
+    num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 4,
+) -> None:
+    """Rendered products only: are pairs that pass the self-check (generate --check) better than all pairs?"""
+    from defectdiffu.experiments.checks import run
+
+    run(weights, file, num)
+    print(file)
+
+
+@evaluate_app.command()
 def autoencoders(
     names: Annotated[list[str], typer.Argument(help="Shipped names, folders or hub ids.")],
     data: Annotated[list[Path], typer.Option(help="Pictures that none was trained on; repeatable.")],

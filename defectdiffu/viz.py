@@ -2,8 +2,9 @@
 
 import base64
 import html
+import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ def use_style() -> None:
         }
     )
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})  # a third of a PNG's size
+
+
+def show_code(*functions: Callable) -> None:
+    """Print functions without their documentation."""
+    for function in functions:
+        before, *rest = inspect.getsource(function).split('"""')
+        print(before.rstrip() + "".join(rest[1:]).rstrip() + "\n")
 
 
 def grid(

@@ -157,3 +157,9 @@ def test_a_sheet_of_weights_shows_every_pair_at_every_strength(pipe):
         expected += [(product, GOOD, 0, 5), (product, GOOD, 0, 6)]
         expected += [(product, defect, w_d, 5) for defect in found for w_d in (1, 2)]
     assert asked == expected
+
+
+def test_code_is_shown_without_its_documentation(capsys):
+    viz.show_code(viz.show_code)
+    out = capsys.readouterr().out
+    assert out.startswith("def show_code(") and "getsource" in out and "Print functions" not in out

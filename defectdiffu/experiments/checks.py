@@ -1,0 +1,84 @@
+"""What the self-check (`selfcheck`) is worth: the judge's scores of the pairs that pass it, against those of all pairs.
+
+The check sees no judge; the judge only says whether it was right. The seeds are those of no other experiment.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from defectdiffu.errors import InputError
+from defectdiffu.evaluation.judge import Judge
+from defectdiffu.evaluation.oracle import TOGETHER, at_size, known_pairs, picture_size, sampler
+from defectdiffu.evaluation.records import write_record
+from defectdiffu.evaluation.statistics import RESAMPLES, bootstrap
+from defectdiffu.machine import default_device
+from defectdiffu.pipeline import DefectDiffuPipeline
+from defectdiffu.selfcheck import change_ratio
+
+FIRST_SEED = 2 * 10**6
+THRESHOLDS = (1.5, 2.0, 3.0, 4.0)
+
+
+def run(weights: str | Path, file: Path, num: int = 4, thresholds: Sequence[float] = THRESHOLDS) -> dict:
+    """Check and judge `num` pictures of every trained procedural pair; write and return the record (`records`).
+
+    Of every threshold: `scores` has the share of pairs that pass (`accepted`) and the judge's scores of those,
+    `differences` these scores minus those of all pairs. Raises `InputError` if the weights know none of the pairs.
+    """
+    pipe = DefectDiffuPipeline.from_pretrained(weights)
+    pipe.to(default_device())
+    pipe.set_progress_bar_config(disable=True)
+    pairs, _ = known_pairs(pipe)
+    if not pairs:
+        raise InputError(f"the weights know none of the procedural pairs: their products are {pipe.products}")
+    judge, source, w_d = Judge.shipped(picture_size(pipe)), sampler(pipe, FIRST_SEED), float(pipe.config["w_d"])
+    ratios: list[float] = []
+    scores: dict[str, list[float]] = {"product_accuracy": [], "defect_accuracy": [], "mask_iou": []}
+    together = max(1, TOGETHER // num)
+    for start in tqdm(range(0, len(pairs), together), "checking", leave=False, disable=None):
+        asked = pairs[start : start + together]
+        images, masks = (np.concatenate(frames) for frames in source(asked, w_d, num))
+        twins, twin_masks = (np.concatenate(frames) for frames in source(asked, 0.0, num))
+        ratios += change_ratio(images, twins, masks, twin_masks).tolist()
+        images, masks = at_size((images, masks), judge.size)
+        verdict = judge(images)
+        marked = verdict.mask_probs > 0.5
+        wanted = [pair for pair in asked for _ in range(num)]
+        scores["product_accuracy"] += [float(a == p) for a, (p, _) in zip(verdict.products, wanted, strict=True)]
+        scores["defect_accuracy"] += [float(a == d) for a, (_, d) in zip(verdict.defects, wanted, strict=True)]
+        scores["mask_iou"] += list((marked & masks).sum((1, 2)) / np.maximum((marked | masks).sum((1, 2)), 1))
+
+    values = {name: np.array(found, float) for name, found in scores.items()}
+    runs = [{"name": "all", "changes": {}, "seed": FIRST_SEED, "steps": 0}]
+    runs[0]["scores"] = {name: bootstrap(v) for name, v in values.items()}
+    for threshold in thresholds:
+        kept = np.array(ratios) >= threshold
+        row = {"name": f"check {threshold:g}", "changes": {"check": threshold}, "seed": FIRST_SEED, "steps": 0}
+        row["scores"] = {"accepted": bootstrap(kept.astype(float))}
+        if kept.any():
+            row["scores"] |= {name: bootstrap(v[kept]) for name, v in values.items()}
+            row["differences"] = {name: kept_minus_all(v, kept) for name, v in values.items()}
+        runs.append(row)
+    return write_record(
+        file,
+        title="The self-check: the pairs that pass, against all",
+        varied="how many times more a picture must change from its twin inside the mask than outside",
+        held_fixed={"weights": str(weights), "w_d": w_d, "pairs": len(pairs), "pictures_per_pair": num},
+        runs=runs,
+    )
+
+
+def kept_minus_all(values: np.ndarray, kept: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """The mean of values[kept] minus that of all, with its 95 % interval over pictures: {mean, low, high, count}.
+
+    Resamples without a kept value say nothing and are left out.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(len(values), size=len(values)) for _ in range(RESAMPLES)]
+    differences = [values[d][kept[d]].mean() - values[d].mean() for d in draws if kept[d].any()]
+    low, high = np.quantile(differences, (0.025, 0.975))
+    mean = values[kept].mean() - values.mean()
+    return {"mean": float(mean), "low": float(low), "high": float(high), "count": int(kept.sum())}
