@@ -3,6 +3,7 @@
 No code in the folder is run, no pickle is loaded, and no memory is allocated by a number from one of its files.
 """
 
+import inspect
 import json
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES]
         found = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "none found"
         raise InputError(f"{folder}: weights must be .safetensors; {found}")
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is not a regular file")
@@ -105,15 +106,17 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def empty_model(folder: Path, library: str, name: str) -> nn.Module:
     """The model that the configuration in `folder` describes, without its numbers."""
-    kind: Any = AUTOENCODERS.get(name)
+    known: dict[str, Any] = dict(AUTOENCODERS)  # Any: all of them have `from_config`
     if library.startswith("defectdiffu."):
-        kind = getattr(import_module(library), name, None)
-    if not isinstance(kind, type) or not issubclass(kind, (DefectDiffuTransformer, *AUTOENCODERS.values())):
+        found = getattr(import_module(library), name, None)
+        if inspect.isclass(found) and issubclass(found, (DefectDiffuTransformer, PatchAutoencoder)):
+            known[name] = found
+    if name not in known:
         raise InputError(f"{folder}: this package does not have {library}.{name}")
     settings = read_object(folder / "config.json", str(folder))
     try:
         with torch.device("meta"):
-            return kind.from_config(settings)
+            return known[name].from_config(settings)
     except Exception as error:  # whatever a constructor raises for settings that make no model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder / 'config.json'} describes no {name}: {reason}") from error

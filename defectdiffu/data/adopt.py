@@ -71,7 +71,7 @@ def adopt(
     """
     if not source.is_dir():
         raise InputError(f"{source}: there is no such folder; an archive must be unpacked first")
-    summary = {"pictures": {}, "taken": {}, "masks": {}, "left_out": {}}
+    summary: dict[str, dict] = {"pictures": {}, "taken": {}, "masks": {}, "left_out": {}}
     pictures = find(source, summary)
     with building(out) as root:
         check_room(out.parent, sum(picture.path.stat().st_size for picture in pictures), str(out))
@@ -86,7 +86,8 @@ def adopt(
 
 def find(source: Path, summary: dict[str, dict]) -> list[Picture]:
     """Return the pictures below `source` with their masks; write into `summary` what was taken for what."""
-    pictures, masks, taken = [], [], Counter()
+    pictures, masks = [], []
+    taken: Counter[tuple[str, str]] = Counter()
     for home in _homes(source) or [source]:
         product = home.absolute().name
         files = [path for path in _files(home) if path.suffix.lower() in SUFFIXES]
@@ -137,7 +138,8 @@ def _is_beside_its_picture(path: Path, stems: set[tuple[Path, str]]) -> bool:
 
 def _give(masks: list[tuple[str, list[str], Path]], pictures: list[Picture], summary: dict[str, dict]) -> None:
     """Give every mask (product, names of its folders, file) to the picture that it belongs to."""
-    named, defects, namings = defaultdict(list), defaultdict(set), Counter()
+    named, defects = defaultdict(list), defaultdict(set)
+    namings: Counter[str] = Counter()
     for picture in pictures:
         if picture.defect != GOOD:
             named[picture.product, picture.path.stem].append(picture)
@@ -181,11 +183,12 @@ def _unite(masks: list[Path], binarise: bool, invert: bool) -> np.ndarray | None
 def _item(picture: Picture, marked: np.ndarray | None) -> Item:
     """Where a picture goes. A mask decides only where no folder does."""
     defect = picture.defect
-    if marked is None and defect is None:
-        raise Problem(picture.path, f"neither in a folder named {', '.join(WORDS['good'])} nor with a mask")
-    if marked is None and defect != GOOD:
-        raise Problem(picture.path, f"no mask; they are looked for in folders named {', '.join(WORDS['mask'])}")
-    if defect is None:
+    if marked is None:
+        if defect is None:
+            raise Problem(picture.path, f"neither in a folder named {', '.join(WORDS['good'])} nor with a mask")
+        if defect != GOOD:
+            raise Problem(picture.path, f"no mask; they are looked for in folders named {', '.join(WORDS['mask'])}")
+    elif defect is None:
         defect = "defect" if marked.any() else GOOD
     elif defect != GOOD and not marked.any():
         raise Problem(picture.masks[0], "the mask is empty: mark the defect, or move the image to the good ones")

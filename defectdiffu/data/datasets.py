@@ -100,13 +100,14 @@ def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
     with building(out) as ours:
-        theirs, copy = source, shutil.copyfile
+        theirs = source
+        copy: Callable[[Path, Path], object] = shutil.copyfile
         if source.is_file():
             theirs = unpack(source, ours.with_name("theirs"))
             copy = Path.rename  # it is our own copy: no room is needed twice
         items = list(read(theirs))
         if copy is shutil.copyfile:
-            check_room(out.parent, sum(item.image.stat().st_size for item in items), out)
+            check_room(out.parent, sum(item.image.stat().st_size for item in items), str(out))
         for item in items:
             marked = None if item.mask is None else _marked(item.mask)
             copy(item.image, place(ours, item, marked))

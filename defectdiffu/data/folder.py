@@ -162,7 +162,8 @@ def read_folder(*roots: str | Path, limit: int | None = PIXELS) -> list[Sample]:
 def with_white(samples: Iterable[Sample]) -> list[Sample]:
     """Return the samples, each with the white of its product: a product has one camera, so the fewest bits that hold
     all its pictures. A depth in bits, not the brightest value, so that two halves of a set are read alike."""
-    samples, whites = list(samples), {}
+    samples = list(samples)
+    whites: dict[str, int] = {}
     for sample in samples:
         if sample.white is not None:
             whites[sample.product] = max(whites.get(sample.product, 0), sample.white)

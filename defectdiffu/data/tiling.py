@@ -59,7 +59,7 @@ def tile_folder(
     """
     if not 0 <= overlap < size:
         raise InputError(f"the overlap is {overlap}: it must be from 0 to {size - 1}, less than the side of a tile")
-    tiles = {True: [], False: []}  # good or not
+    tiles: dict[bool, list[Tile]] = {True: [], False: []}  # good or not
     slivers = 0
     with building(Path(out)) as root:
         for sample in read_folder(source, limit=None):
@@ -133,5 +133,5 @@ def _write(sample: Sample, tiles: list[Tile], root: Path) -> None:
         for tile in tiles:
             right, bottom = tile.left + tile.side, tile.top + tile.side
             pixels = to_rgb(image.crop((tile.left, tile.top, right, bottom)), sample.white)
-            part = marked[tile.top : bottom, tile.left : right] if tile.shows != GOOD else None
+            part = None if marked is None or tile.shows == GOOD else marked[tile.top : bottom, tile.left : right]
             (pixels.convert("L") if grey else pixels).save(place(root, tile.item, part))

@@ -105,7 +105,7 @@ def _of_one(sample: Sample, size: int) -> Iterator[Notice]:
 def _visible(marked: np.ndarray, size: int) -> float:
     """Return how much of one pixel of size x size marked (H, W) covers, where it covers most, in [0, 1]."""
     shrunk = Image.fromarray(marked.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BOX)
-    return shrunk.getextrema()[1] / 255
+    return float(np.asarray(shrunk).max()) / 255
 
 
 def _of_depth(samples: Sequence[Sample]) -> Iterator[Notice]:

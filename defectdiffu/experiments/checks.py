@@ -5,6 +5,7 @@ The check sees no judge; the judge only says whether it was right. The seeds are
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -52,11 +53,11 @@ def run(weights: str | Path, file: Path, num: int = 4, thresholds: Sequence[floa
         scores["mask_iou"] += list((marked & masks).sum((1, 2)) / np.maximum((marked | masks).sum((1, 2)), 1))
 
     values = {name: np.array(found, float) for name, found in scores.items()}
-    runs = [{"name": "all", "changes": {}, "seed": FIRST_SEED, "steps": 0}]
-    runs[0]["scores"] = {name: bootstrap(v) for name, v in values.items()}
+    row: dict[str, Any] = {"name": "all", "changes": {}, "seed": FIRST_SEED, "steps": 0}
+    runs = [row | {"scores": {name: bootstrap(v) for name, v in values.items()}}]
     for threshold in thresholds:
         kept = np.array(ratios) >= threshold
-        row = {"name": f"check {threshold:g}", "changes": {"check": threshold}, "seed": FIRST_SEED, "steps": 0}
+        row = row | {"name": f"check {threshold:g}", "changes": {"check": threshold}}
         row["scores"] = {"accepted": bootstrap(kept.astype(float))}
         if kept.any():
             row["scores"] |= {name: bootstrap(v[kept]) for name, v in values.items()}
