@@ -127,7 +127,7 @@ def generate_folder(
             used = set(begun["used_seeds"])
             seeds = islice((s for s in count(seed) if s not in used), attempts * num)
             found: dict[int, dict] = {}  # seed: what `sample` wrote down about it
-            with tqdm(total=num, desc=f"{product} {defect}", disable=not main, bar_format=BAR) as bar:
+            with tqdm(total=num, desc=f"{product} {defect}", disable=None if main else True, bar_format=BAR) as bar:
                 while batch := list(islice(seeds, num - len(pairs_of(found)))):
                     sample(pipe, product, defect, batch, settings, batch_size, work, processes, bar)
                     found |= {s: json.loads((work / f"{s}.json").read_text()) for s in batch}
@@ -229,7 +229,7 @@ def sample(
         if number % processes.num_processes != processes.process_index:
             continue
         if all((work / f"{s}.json").is_file() for s in batch):
-            bar.update(len(batch))
+            bar.update(min(len(batch), bar.total - bar.n))
             continue
         share = len(batch) * processes.num_processes / settings["num_inference_steps"]  # that a step is of the bar
         result = pipe(
@@ -238,7 +238,7 @@ def sample(
             num_images=len(batch),
             seeds=batch,
             batch_size=len(batch),
-            callback=lambda *_, share=share: bar.update(share),
+            callback=lambda *_, share=share: bar.update(min(share, bar.total - bar.n)),
             **settings,
         )
         for s, image, mask in zip(result.seeds, result.images, result.masks, strict=True):

@@ -30,6 +30,14 @@ def picture_of_velocity(v: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
     return a_bar.sqrt() * x_t - (1 - a_bar).sqrt() * v
 
 
+def picture_of(prediction: str, predicted: Tensor, x_t: Tensor, a_bar: Tensor) -> Tensor:
+    """The latent x_0 that a predicted "noise" or "velocity" implies; arguments as in `noise_of_velocity`."""
+    if prediction == "velocity":
+        return picture_of_velocity(predicted, x_t, a_bar)
+    a_bar = a_bar.view(-1, 1, 1, 1)
+    return (x_t - (1 - a_bar).sqrt() * predicted) / a_bar.sqrt()
+
+
 def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
     """Eq. 2: squared error of the predicted noise (or velocity), mean over all elements. Both (B, C, H, W)."""
     return (predicted - noise).square().mean()

@@ -93,7 +93,7 @@ print("defects:", *pipe.defects, sep="\n  ")
 # %% [markdown]
 # ## Ask for pairs
 #
-# The sampler adds two directions to its prediction of the noise, Eq. 4 of the paper:
+# The sampler adds two directions to its prediction, Eq. 4 of the paper:
 #
 # $$
 # \epsilon = \epsilon(g, \varnothing)
@@ -101,6 +101,7 @@ print("defects:", *pipe.defects, sep="\n  ")
 # + w_d \left[\epsilon(d, \varnothing) - \epsilon(g, \varnothing)\right]
 # $$
 #
+# The paper's network predicts the noise $\epsilon$, these weights the velocity (chapter 2); Eq. 4 is the same for both.
 # In the code it is one function, `guide` in `defectdiffu/guidance.py`. Here the scales are those that the weights
 # recommend. The seeds are the first ones, 0, 1, 2 and so on: nothing is selected. So if a picture shows no defect that
 # you can see, or a mask marks something else, that is how these weights are; chapter 11 counts how often.
@@ -141,7 +142,8 @@ glue("pair_steps", STEPS, display=False)
 # %% [markdown]
 # One pair took {glue:text}`pair_seconds` s with {glue:text}`pair_steps` steps on the machine that made this page. Of
 # the {glue:text}`pair_count` masks {glue:text}`pair_empty` are empty, and the median mask covers
-# {glue:text}`pair_area` % of its image.
+# {glue:text}`pair_area` % of its image. The products are as asked. In the tile's row no crack can be seen, and nothing
+# is marked; in the wood's row there are dark smudges rather than scratches.
 #
 # ## Turn the defect up
 #
@@ -180,7 +182,8 @@ glue("pair_strongest", STRENGTHS[-1], display=False)
 # %% [markdown]
 # The map behind the mask, averaged over image and seeds, goes from {glue:text}`pair_area_weak` % at $w_d = 0$ to
 # {glue:text}`pair_area_strong` % at $w_d$ = {glue:text}`pair_strongest`. That is what the model says about itself,
-# not yet a measurement of the defect.
+# not yet a measurement of the defect. In the pictures the nut keeps its outline, but from about $w_d = 2$ on the
+# crack's texture covers most of it, and the mask marks only a part.
 #
 # With a kernel running, `viz.live_slider(pipe)` gives the same with every setting in your hand.
 #
@@ -216,11 +219,12 @@ assert not problems
 # %% [markdown]
 # ## What would break this
 #
-# - **Few steps.** The mask is averaged over the last tenth of the steps. With 4 of them that is a single one, and it
-#   is noisy.
+# - **Few steps.** The mask is averaged over the last tenth of the steps. With 4 of them that is a single one, and in
+#   it much of the noise is still there.
 # - **A product or a defect the weights never saw.** The pipeline refuses the name, and suggests near ones. A *pair*
 #   that was never seen together is allowed.
-# - **A large $w_d$.** The direction is extrapolated beyond all training data: colours may drift and the product may go.
+# - **A large $w_d$.** The direction is extrapolated beyond all training data: the defect may spread over the whole
+#   product, and colours may drift.
 #
 # ## Summary
 #

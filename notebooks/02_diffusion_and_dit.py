@@ -98,6 +98,7 @@ from defectdiffu import (
 )
 from defectdiffu.drawn.procedural import render
 from defectdiffu.guidance import guide
+from defectdiffu.losses import picture_of
 from defectdiffu.training.building import TRAIN_STEPS
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
@@ -441,8 +442,9 @@ plt.show()
 # %% [markdown]
 # The orange square is one token all the way: a patch of the picture, a patch of the latent, a row of either table. The
 # streaks that repeat down the right table are the position code. At the end the model goes the same way back: a
-# linear layer turns each token into a patch of noise, and the patches are laid side by side. In between, tokens
-# exchange what they know by self-attention.
+# linear layer turns each token into a patch of the prediction, and the patches are laid side by side. In between,
+# tokens exchange what they know by self-attention and, in these weights, with their neighbours by a small convolution
+# inside the MLP.
 #
 # ## adaLN-Zero: how a condition gets in
 #
@@ -492,7 +494,7 @@ assert torch.allclose(by_hand, theirs, atol=1e-5)
 
 # %% [markdown]
 # **Predict.** The "Zero": in a new model the layer that makes the knobs is all zeros, so every gate is 0. What does
-# such a block do to its tokens? And what does the whole new model answer when asked for the noise?
+# such a block do to its tokens? And what does the whole new model predict?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -516,7 +518,7 @@ with torch.no_grad():
 print(f"largest noise that the new model names: {out.sample.abs().max():g}")
 
 # %% [markdown]
-# Every block starts as the identity, and the model starts by answering "no noise". Training opens the gates
+# Every block starts as the identity, and the model starts by answering 0. Training opens the gates
 # where they help. Nothing has to be unlearned first, which keeps the training of a deep stack calm. Here is how far the
 # shipped weights have opened theirs, from the clean end ($t = 0$) to pure noise:
 
@@ -574,26 +576,28 @@ glue("dit_swing", f"{swing.amax(0)[place]:.1f}", display=False)
 #
 # ## Sampling with few steps, and with many
 #
-# Now the real thing. The slider walks back from noise: left the noisy latent decoded, right what the model *guesses*
-# the clean picture to be, the $\hat x_0$ above.
+# Now the real thing. One thing differs from the toy: the shipped weights predict not the noise but the *velocity*,
+# $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x_0$. With $x_t$ it determines the noise and the guess
+# $\hat x_0 = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1 - \bar\alpha_t}\,v$, so the walk back is the same. The slider shows it:
+# left the noisy latent decoded, right what the model *guesses* the clean picture to be.
 
 # %% tags=["hide-input"]
 path, config = [], pipe.config
 
 
 def watch(i, t, latents, branches):
-    noise, _ = guide(
+    predicted, _ = guide(
         branches, config.guidance, config.w_p, torch.tensor(config.w_d)
     )
-    path.append((int(t), latents.clone(), noise))
+    path.append((int(t), latents.clone(), predicted))
 
 
 out = pipe(PRODUCT, DEFECT, num_inference_steps=STEP_COUNTS[-1], callback=watch)
 frames, values = [], []
 for i in range(1, len(path), max(1, len(path) // 9)):
-    x, (t, _, noise) = path[i - 1][1], path[i]
-    a = alpha_bar[t]
-    guess = (x - (1 - a).sqrt() * noise) / a.sqrt()
+    x, (t, _, predicted) = path[i - 1][1], path[i]
+    prediction = pipe.transformer.config.prediction
+    guess = picture_of(prediction, predicted, x, alpha_bar[t])
     frames.append(
         viz.mosaic([[viz.enlarge(d) for d in decoded(torch.cat([x, guess]))]])
     )
@@ -608,9 +612,10 @@ viz.static_slider(
 )
 
 # %% [markdown]
-# The first guesses are wild. $\hat x_0$ divides by $\sqrt{\bar\alpha_t}$, which is almost 0 there, so a small error in
-# the noise is a huge one in the guess. Then watch the right half: what stands first, and what comes last? Faint and
-# fine things drown in the noise first on the way out, so on the way back they can be settled only at the end.
+# A guess made from the noise divides by $\sqrt{\bar\alpha_t}$, which is almost 0 at first, so a small error in the
+# noise is a huge one in the guess. A guess made from the velocity divides by nothing: at first it is all but $-v$.
+# Watch the right half: what stands first, and what comes last? Faint and fine things drown in the noise first on the
+# way out, so on the way back they can be settled only at the end.
 #
 # Compare the second guess that you wrote down. Each row starts from one noise, with more and more steps to the right.
 # Here the sampler adds no noise on its way. If it did, another number of steps would draw other noise and end in
@@ -661,7 +666,8 @@ glue("dit_few_seconds", f"{seconds[STEP_COUNTS[0]]:.2f}", display=False)
 # {glue:text}`dit_few_apart` of 255 grey levels from those with {glue:text}`dit_many`; with
 # {glue:text}`dit_second_last` steps {glue:text}`dit_second_apart`. The time grows with the steps, from
 # {glue:text}`dit_few_seconds` s to {glue:text}`dit_many_seconds` s for a picture on the machine that made this page.
-# More steps follow the model's path more exactly. They do not make a better model.
+# In the pictures the nut and its colour stand first; the outline and the damage come with more steps. More steps
+# follow the model's path more exactly. They do not make a better model.
 #
 # ## What would break this
 #
@@ -691,8 +697,8 @@ glue("dit_few_seconds", f"{seconds[STEP_COUNTS[0]]:.2f}", display=False)
 #    $1 - \bar\alpha_t$.
 # 2. On both shapes, some here and some there: it has learned the mixture of both. A condition chooses among what the
 #    model can draw.
-# 3. With a perfect answer it would be the mean of all that could be drawn: from pure noise, the best guess for a
-#    squared error is an average. In truth $\hat x_0$ is divided by $\sqrt{\bar\alpha_t}$, so every error of the
-#    network, made larger by the guidance, is blown up, as in the slider's first frames. The later steps are there to
-#    mend it.
+# 3. With a perfect answer it would be the mean of all that could be drawn, moved by the guidance: from pure noise, the
+#    best guess for a squared error is an average. Already the pictures of 2 steps are near to that, smooth nuts without
+#    a crack. A network that predicts the noise would do worse here: its guess is divided by $\sqrt{\bar\alpha_t}$,
+#    which blows up every error.
 # ````

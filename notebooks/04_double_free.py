@@ -63,7 +63,6 @@ DRAWS = 50_000  # @param {type:"integer"}
 SEEDS_PER_PAIR = 2  # @param {type:"integer"}
 
 # %% tags=["hide-cell"]
-import inspect
 import os
 import time
 
@@ -89,19 +88,13 @@ from defectdiffu.guidance import (
     guide,
     product_aware,
 )
+from defectdiffu.losses import picture_of
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
     STEPS, DRAWS, SEEDS_PER_PAIR = 4, 2_000, 1
 PRODUCTS = 3 if FAST else None  # how many products the measurements take in
 viz.use_style()
-
-
-def show_code(*functions):
-    """Signatures and bodies, without their documentation."""
-    for function in functions:
-        before, *rest = inspect.getsource(function).split('"""')
-        print(before.rstrip() + "".join(rest[1:]).rstrip() + "\n")
 
 
 # %% [markdown]
@@ -120,7 +113,7 @@ def show_code(*functions):
 # defect is asked a second time for its product's name. Here is the whole of it, from `defectdiffu/guidance.py`:
 
 # %%
-show_code(drop_conditions)
+viz.show_code(drop_conditions)
 
 # %% [markdown]
 # A tally says more than the listing. We pass one good and one cracked hazelnut through it many times and count.
@@ -212,10 +205,12 @@ for (kind, told, named), expected in ANALYTIC.items():
 # $$
 #
 # Two differences of predictions, each free of the other's condition: hence *double-free*, after classifier-free
-# guidance. In `defectdiffu/guidance.py`, where `e["g0"]` is $\epsilon(g, \varnothing)$:
+# guidance. The paper's network predicts the noise, these weights the velocity of chapter 2; since the scales of the
+# three predictions sum to one, Eq. 4 gives the same result for both. In `defectdiffu/guidance.py`, where
+# `e["g0"]` is $\epsilon(g, \varnothing)$:
 
 # %%
-show_code(double_free)
+viz.show_code(double_free)
 
 # %% [markdown]
 # To take it apart we need a sampler that we can reach into. It fits in one cell: at every step, ask all four
@@ -328,12 +323,13 @@ viz.grid(
 # %% [markdown]
 # Read a row from left to right. $F_p$ should turn a picture of nothing in particular into the product, sound;
 # $F_d$ alone should leave a picture of nothing in particular with something wrong in it; both should put that on the
-# product.
+# product. The first column shows what "nothing in particular" is in these weights: not a mixture but some product, here
+# a bottle. The crack leaves hardly a trace on it, and with the cut's direction alone it becomes a dark weave.
 #
 # ## The two directions as images
 #
-# $F_p$ and $F_d$ are differences of predicted *noise*, and noise is hard to read. But at every step a predicted noise
-# says what the finished picture would be: $\hat x_0 = (x_t - \sqrt{1 - \bar\alpha_t}\,\epsilon) / \sqrt{\bar\alpha_t}$.
+# $F_p$ and $F_d$ are differences of predicted *velocities*, and a velocity is hard to read. But at every step it says
+# what the finished picture would be: $\hat x_0 = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1 - \bar\alpha_t}\,v$ (chapter 2).
 # So we let each branch foresee its picture, from the same $x_t$, and below it draw where the direction is strong: its
 # length over the channels, at each place of the latent.
 
@@ -353,9 +349,9 @@ shown = [
 ]
 
 
-def foreseen(t, x, noise):
-    latents = (x - (1 - abar[t]).sqrt() * noise) / abar[t].sqrt()
-    return to_images(latents)[0]
+def foreseen(t, x, predicted):
+    prediction = pipe.transformer.config.prediction
+    return to_images(picture_of(prediction, predicted, x, abar[t]))[0]
 
 
 def length(direction):
@@ -390,7 +386,8 @@ plt.show()
 # %% [markdown]
 # Time runs from left to right, from noise ($t$ large) to picture ($t$ near 0). Look for two things. First, where $F_p$
 # is strong the product is being told from "something", and that may be all over the picture; $F_d$ ought to gather at
-# one place as $t$ falls, and where it stays spread out, $w_d$ turns more than a defect. Second, compare the second row
+# one place as $t$ falls, and where it stays spread out, $w_d$ turns more than a defect. Here it is the other way round:
+# mostly one spot at the first of the four steps, later weak and all over the nut. Second, compare the second row
 # with the third: one leans towards the sound product, the other towards the defect. At a single step they may differ
 # little, for all three look at the same $x_t$; what makes the picture is that the differences, scaled, are added at
 # every step.
@@ -608,7 +605,8 @@ viz.grid(sweep, ["Eq. 4", "Eq. 3"], [f"w_d = {w:g}" for w in STRENGTHS])
 
 # %% [markdown]
 # In the upper row $w_d$ scales the defect, and the product's direction is there from the start. In the lower row
-# $w_d = 0$ leaves the defect, at the fixed scale $w_p$, on *no* product, and turning it up adds the product. So we take
+# $w_d = 0$ leaves the defect's direction, at the fixed scale $w_p$, on *no* product, once more a bottle that shows
+# little of it, and turning it up adds the product: the nut grows redder, not more cracked. So we take
 # Eq. 3 for a slip of the pen: this book, like the released code, goes by Eq. 4.
 #
 # ## One pass saved
@@ -694,8 +692,8 @@ glue("free_default", pipe.config.guidance, display=False)
 # - **Too few products.** "A crack in something" is an average over the products in the training set. With one
 #   product, something *is* that product.
 # - **Large scales.** Both directions are extrapolated. Far beyond 1 the picture leaves everything that training
-#   showed: colours may drift, and a large $w_d$ can carry an average product along, against which only a larger $w_p$
-#   helps.
+#   showed: the defect may spread over the whole product, as at $w_d = 3$ above, colours may drift, and a large $w_d$
+#   can carry another product along, against which only a larger $w_p$ helps.
 #
 # ## Summary
 #

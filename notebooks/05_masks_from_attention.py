@@ -62,7 +62,6 @@ STEPS = 50  # @param {type:"integer"}
 SEEDS_PER_PAIR = 2  # @param {type:"integer"}
 
 # %% tags=["hide-cell"]
-import inspect
 import io
 import os
 
@@ -81,6 +80,7 @@ from defectdiffu.evaluation.masks import iou_per_picture
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.guidance import GUIDANCES, branch_conditions, guide
+from defectdiffu.losses import picture_of
 from defectdiffu.model import CROSS_ATTENTION, MaskHead
 from defectdiffu.pictures import to_tensor
 
@@ -89,13 +89,6 @@ if FAST:  # small enough for a check on every change
     STEPS, SEEDS_PER_PAIR = 4, 1
 PRODUCTS = 3 if FAST else None  # how many products the measurements take in
 viz.use_style()
-
-
-def show_code(*functions):
-    """Signatures and bodies, without their documentation."""
-    for function in functions:
-        before, *rest = inspect.getsource(function).split('"""')
-        print(before.rstrip() + "".join(rest[1:]).rstrip() + "\n")
 
 
 # %% [markdown]
@@ -115,7 +108,7 @@ pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
 config = pipe.transformer.config
 
-show_code(CROSS_ATTENTION[config.attention_over].forward, MaskHead.forward)
+viz.show_code(CROSS_ATTENTION[config.attention_over].forward, MaskHead.forward)
 
 # %% tags=["remove-cell"]
 glue(
@@ -177,8 +170,8 @@ def look(i):
     """Every head's map (M, heads, h, w) and the picture foreseen at step i > 0."""
     x, t = latents[i - 1], torch.tensor([times[i]])
     seen = pipe.transformer(x, t, **vars(told_of_the_defect))
-    noise = seen.sample[:, : x.shape[1]]
-    foreseen = (x - (1 - abar[t]).sqrt() * noise) / abar[t].sqrt()
+    predicted = seen.sample[:, : x.shape[1]]
+    foreseen = picture_of(config.prediction, predicted, x, abar[t])
     return seen.maps[0].numpy(), picture(foreseen)
 
 
@@ -225,8 +218,9 @@ viz.static_slider(
 
 # %% [markdown]
 # Drag from noise ($t$ large) to picture ($t$ near 0). The heads need not agree: one may find the defect, another the
-# product's edge, a third may stay nearly even. Only all of them together are the mask head's input, so a mask can be
-# right only where attention is.
+# product's edge, a third may stay nearly even. Nor need the defect be bright: here several maps are bright around the
+# nut and darkest in parts of it. Only all of them together are the mask head's input, so a mask can be right only where
+# the maps set the defect apart.
 #
 # ## The mask over time
 #
@@ -320,7 +314,7 @@ plt.show()
 # teach a detector nonsense. So `masks.binarise` asks two things more before it believes the split:
 
 # %%
-show_code(masks.binarise)
+viz.show_code(masks.binarise)
 
 # %% [markdown]
 # Three maps: one that is all but flat, one of plain noise, and one with a clear disc in that noise.
@@ -595,8 +589,8 @@ glue(
 #   That is what the next chapter's loss is for.
 # - **A defect thinner than a map's cell.** The maps are coarse, and only the neighbouring cells' values tell how a
 #   scratch goes on inside one.
-# - **Averaging from the beginning.** Early maps are made from noise. They can blur the late ones, and the threshold
-#   then splits a blur.
+# - **Averaging from the beginning.** Early maps are made from noise, and here they are all but black. They weaken what
+#   the late ones say and can blur it, and the overlap with the judge falls.
 # - **Two kinds of dark.** The threshold knows grey levels, not shapes. A product whose map is bright in two strengths
 #   is split between them.
 #

@@ -61,7 +61,6 @@ WEIGHTS = "tiny"  # @param {type:"string"}
 SEEDS_PER_PAIR = 2  # @param {type:"integer"}
 
 # %% tags=["hide-cell"]
-import inspect
 import os
 
 import matplotlib.pyplot as plt
@@ -87,13 +86,6 @@ PRODUCTS = 4 if FAST else None  # how many products the measurements take in
 viz.use_style()
 
 
-def show_code(*functions):
-    """Signatures and bodies, without their documentation."""
-    for function in functions:
-        before, *rest = inspect.getsource(function).split('"""')
-        print(before.rstrip() + "".join(rest[1:]).rstrip() + "\n")
-
-
 # %% [markdown]
 # ## The error that nobody sees
 #
@@ -116,10 +108,11 @@ def show_code(*functions):
 # $$
 #
 # $Map$ is the mean of the defect blocks' attention maps (Eq. 7). Little attention on the defect makes a large $Rat$.
-# The lines of code that are these equations, in `defectdiffu/losses.py`:
+# The shipped weights predict the velocity (chapter 2); its error stands where these equations have the noise's. The
+# lines of code that are these equations, in `defectdiffu/losses.py`:
 
 # %%
-show_code(
+viz.show_code(
     losses.attention_ratio,
     losses.clamp_ratio,
     losses.defect_loss,
@@ -296,7 +289,7 @@ glue("aal_even_low", f"{100 / 3:.0f}", display=False)
 # %% [markdown]
 # Each point is a picture at one step. In the upper figure distance *below* the curve is extra attention to the defect,
 # distance above it attention that the defect misses; the lower figure shows that distance as a factor, with 1 for even
-# attention, and its 95 % bootstrap interval. See at which steps it is below 1. Averaged over the steps the ratio is
+# attention, and its 95 % bootstrap interval. See if it is below 1 at any step. Averaged over the steps the ratio is
 # {glue:text}`aal_relative` of what even attention would give: {glue:text}`aal_verdict`.
 #
 # The shaded band is where Eq. 9 leaves the ratio alone. In these pictures $R$ is 8 for {glue:text}`aal_top` % of
@@ -534,7 +527,7 @@ glue("aal_alpha", f"{(smaller - R[T]).abs().max():.3f}", display=False)
 # ## Does it help? From the records
 #
 # Whether any of this makes better pictures is decided by training with and without it. The paper's ablation "w/o AAL"
-# holds $R$ at 3. What has been run for this book:
+# holds $R$ at 3. What has been run for this book, with the recipe of version 0.1.0, which predicts the noise:
 
 # %% tags=["hide-input"]
 runs = [

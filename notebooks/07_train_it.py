@@ -143,7 +143,9 @@ glue("train_defective", len(defective), display=False)
 #
 # The preset `tiny`, made smaller: a narrower transformer with one block of each kind, trained from random weights.
 # The autoencoder is the shipped one; further down you see the curve of its own training. Whatever is
-# not named here keeps the preset's value, and a misspelt name is an error.
+# not named here keeps the preset's value, and a misspelt name is an error. This chapter trains as the paper writes it:
+# the noise is predicted, and the mask's loss has the same weight at every step. The shipped weights predict the velocity
+# (chapter 2) and weight the mask's loss.
 
 # %%
 preset = PRESETS["tiny"].replace(
@@ -156,14 +158,17 @@ preset = PRESETS["tiny"].replace(
         "background_blocks": 1,
         "defect_blocks": 1,
         "fusion_blocks": 1,
+        "prediction": "noise",
+        "convolution": False,
     },
-    loss={"ratio_gradient": False, "fixed_ratio": None},
+    loss={"mask_weight": 1.0, "mask_by_signal": False},
     training={
         "steps": STEPS,
         "batch_size": 16 if FAST else 32,
         "learning_rate": 2e-3,
         "warmup_steps": 50,
         "ema_decay": 0.98,
+        "p2": 0.2,
         "variants": 4,
         "checkpoint_every": max(10, STEPS // 4),
         "sample_every": max(10, STEPS // 8),

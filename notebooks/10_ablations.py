@@ -207,6 +207,7 @@ else:
     print(f"{record['hardware']}, {record['date']}")
     print(f"judge: {held.get('judge', 'the shipped one')}")
     print(f"autoencoder: {held['autoencoder']}")
+    print(f"predicted: {held['recipe']['model']['prediction']}")
 
 # %% mystnb={"image": {"alt": "Change of seven scores with intervals, one line per variant"}} tags=["hide-input"]
 compared = [run for run in record["runs"] if "differences" in run] if record else []
@@ -253,6 +254,9 @@ figure if figure else print("Not run yet: no figure.")
 # pictures and the same two trainings. Another random start of the training moves the scores as well: the row of that
 # name, where it has been run, shows how far. An effect that is not larger than that, seen with one seed, is a hint and
 # no more.
+#
+# Both records were made with the recipe of version 0.1.0: the noise is predicted, without convolution, and every step
+# weighs the mask alike. The table of switches above is today's.
 #
 # The full model of that record attends over positions, as the released code does. By its result attention over tokens
 # became the default, and a second record, `ablations_tokens`, begins from there:
@@ -480,7 +484,7 @@ glue("abl_forms", "; ".join(told).replace("`", ""), display=False)
 #   a short run ends.
 # - **Diversity by itself.** Noise is diverse, too. A variant whose pictures fall apart gains distance; read that score
 #   only beside the others.
-# - **A judge that prefers something.** All three "judge" scores come from one network. What fools it, fools them all.
+# - **A judge that prefers something.** All four "judge" scores come from one network. What fools it, fools them all.
 #
 # ## Summary
 #

@@ -327,7 +327,8 @@ shutil.rmtree(work)
 #   --pairs magnetic_tile/crack,pill/scratch --record records/transfer.json --sheet transfer.webp
 # ```
 #
-# What came of it, from the record `transfer`:
+# What came of it, from the record `transfer`. Its trainings started from the shipped weights of version 0.1.0, which
+# predicted the noise; those of today predict the velocity and are better.
 
 # %% tags=["hide-input"]
 record = read_record("transfer")

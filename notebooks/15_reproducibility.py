@@ -301,9 +301,12 @@ def ablations_command(name):
     seeds = sorted({run["seed"] for run in runs(record)}) or [0]
     names = dict.fromkeys(run["name"] for run in runs(record)[1:])
     some = f"  --variants '{','.join(names)}' \\\n" if names else ""
+    recipe = held.get("recipe", {})
+    attention = {"attention_over": held.get("attention_over", "tokens")}
     preset = {
         "base": held.get("preset", "tiny"),
-        "model": {"attention_over": held.get("attention_over", "tokens")},
+        **recipe,
+        "model": recipe.get("model", {}) | attention,
         "sampling": held.get("sampling", {}),
     }
     return (

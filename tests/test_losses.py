@@ -38,6 +38,8 @@ def test_velocity_picture_and_noise_are_one_statement():
     v, x_t = losses.velocity(x, noise, a_bar), scheduler.add_noise(x, noise, t)
     torch.testing.assert_close(losses.noise_of_velocity(v, x_t, a_bar), noise, atol=1e-5, rtol=0)
     torch.testing.assert_close(losses.picture_of_velocity(v, x_t, a_bar), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.picture_of("velocity", v, x_t, a_bar), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.picture_of("noise", noise, x_t, a_bar), x, atol=1e-5, rtol=0)
     torch.testing.assert_close(v, scheduler.get_velocity(x, noise, t), atol=1e-5, rtol=0)
 
 

@@ -57,7 +57,11 @@ def variants(preset: Preset) -> dict[str, dict]:
         "gradient through R": {"loss": {"ratio_gradient": True}},
         "mask weight 0.2": {"loss": {"mask_weight": 0.2}},
         "without mask loss": {"loss": {"mask_weight": 0.0}},
-        "p2 = 0.05": {"training": {"p2": 0.05}},  # fewer defects are replaced by good
+        "p2 = 0.2": {"training": {"p2": 0.2}},  # more defects are called good
+        # What a model needs that is trained from scratch.
+        "noise predicted": {"model": {"prediction": "noise"}},
+        "without convolution": {"model": {"convolution": False}},
+        "mask loss weighted alike": {"loss": {"mask_by_signal": False}},
         "product_aware guidance": {"sampling": {"guidance": "product_aware"}},
     }
 
@@ -95,6 +99,7 @@ def run(
     fixed = {
         "preset": preset.name,
         "attention_over": preset.model.attention_over,
+        "recipe": {"model": vars(preset.model), "loss": vars(preset.loss), "training": vars(preset.training)},
         "autoencoder": autoencoder,
         "steps": steps,
         "batch_size": preset.training.batch_size,
