@@ -198,7 +198,7 @@ print(
 
 @torch.no_grad()
 def ask(t):
-    """Predicted noise (B, C, H, W) and attention (B, h, w) at time step t."""
+    """What is predicted (B, C, H, W) and attention (B, h, w) at time step t."""
     x = abar[t].sqrt() * clean + (1 - abar[t]).sqrt() * noise
     out = pipe.transformer(x, torch.full((len(x),), t), **vars(conditions))
     return out.sample[:, : x.shape[1]], out.attention
@@ -306,7 +306,10 @@ glue("aal_even_low", f"{100 / 3:.0f}", display=False)
 # %%
 T = 500
 predicted, attention = asked[T]
-error = (predicted - noise).square()
+target = noise  # what the weights predict
+if config.prediction == "velocity":
+    target = losses.velocity(clean, noise, abar[T].view(1))
+error = (predicted - target).square()
 inside = (region[:, None] * error).sum((1, 2, 3))
 everything = error.sum((1, 2, 3))
 
@@ -317,8 +320,8 @@ with_aal = ((inside + added) / (everything + added)).numpy()
 # Eqs. 10 and 11 by hand, over the batch, against the package
 ours = (everything.mean() + added.mean()) / error[0].numel()
 terms = (
-    losses.noise_loss(predicted, noise),
-    losses.defect_loss(predicted, noise, region, R[T]),
+    losses.noise_loss(predicted, target),
+    losses.defect_loss(predicted, target, region, R[T]),
     torch.tensor(0.0),  # the mask's loss has its own chapter
 )
 assert torch.allclose(ours, losses.total_loss(*terms))
@@ -380,15 +383,15 @@ glue(
 
 # %%
 guess = predicted.clone().requires_grad_()
-plain = torch.autograd.grad(losses.noise_loss(guess, noise), guess)[0]
+plain = torch.autograd.grad(losses.noise_loss(guess, target), guess)[0]
 enhanced = torch.autograd.grad(
-    losses.noise_loss(guess, noise)
-    + losses.defect_loss(guess, noise, region, R[T]),
+    losses.noise_loss(guess, target)
+    + losses.defect_loss(guess, target, region, R[T]),
     guess,
 )[0]
 
 weight = 1 + R[T][:, None, None, None] * region[:, None]
-by_hand = 2 / guess.numel() * (predicted - noise) * weight
+by_hand = 2 / guess.numel() * (predicted - target) * weight
 assert torch.allclose(enhanced, by_hand, atol=1e-9)
 
 # %% mystnb={"image": {"alt": "Three defects: picture with mask, gradient without and with AAL"}} tags=["hide-input"]
