@@ -144,8 +144,8 @@ glue("train_defective", len(defective), display=False)
 # The preset `tiny`, made smaller: a narrower transformer with one block of each kind, trained from random weights.
 # The autoencoder is the shipped one; further down you see the curve of its own training. Whatever is
 # not named here keeps the preset's value, and a misspelt name is an error. This chapter trains as the paper writes it:
-# the noise is predicted, and the mask's loss has the same weight at every step. The shipped weights predict the velocity
-# (chapter 2) and weight the mask's loss.
+# the noise is predicted, and the mask's loss has the same weight at every step. The shipped weights predict the
+# velocity (chapter 2) and weight the mask's loss.
 
 # %%
 preset = PRESETS["tiny"].replace(
