@@ -159,7 +159,7 @@ class Preset(Settings):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError("; ".join(map(_said, error.errors()))) from error
+            raise InputError("; ".join(map(_message, error.errors()))) from error
 
     def replace(self, **changes: Any) -> "Preset":
         """A copy with some settings changed: `preset.replace(training={"steps": 100}, image_size=64)`."""
@@ -170,7 +170,7 @@ class Preset(Settings):
         return Preset.from_dict(values)
 
 
-def _said(error: Mapping[str, Any]) -> str:
+def _message(error: Mapping[str, Any]) -> str:
     """What pydantic found, in one line: the key's path, its value, and what it may be."""
     *parents, key = error["loc"] or ["preset"]
     path, where = ".".join(map(str, error["loc"])), parents[0] if parents else "preset"

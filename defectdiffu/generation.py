@@ -10,9 +10,10 @@ import json
 import re
 import shutil
 from collections import ChainMap
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from defectdiffu.errors import InputError, check_folder_name, check_number
 from defectdiffu.files import locked, write_atomically, write_json, writing
 from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
-from defectdiffu.pipeline import LARGEST_RATIO, SHIPPED, DefectDiffuPipeline
+from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline
+from defectdiffu.selfcheck import LARGEST_RATIO
 
 ATTEMPTS = 8  # at most this many times as many seeds as pairs are tried
 MOST_PAIRS = 10**6
@@ -112,7 +114,7 @@ def generate_folder(
 
     processes, is_new = PartialState(not torch.cuda.is_available()), not out.exists()
     main = processes.is_main_process
-    work, folders = out / f".part-{product}-{defect}", result_folders(out / product, defect)
+    work = out / f".part-{product}-{defect}"
 
     def discard() -> None:
         if main:
@@ -122,8 +124,8 @@ def generate_folder(
 
     with locked(work, "generates these pairs") if main else nullcontext():
         try:
-            asked = {"num": num, "seed": seed, "attempts": attempts, **settings, "weights": digest(pipe)}
-            begun = begin(work, asked, folders, append, processes)
+            asked = {"product": product, "defect": defect, "num": num, "seed": seed, "attempts": attempts}
+            begun = begin(work, asked | settings | {"weights": digest(pipe)}, append, processes)
             used = set(begun["used_seeds"])
             seeds = islice((s for s in count(seed) if s not in used), attempts * num)
             found: dict[int, dict] = {}  # seed: what `sample` wrote down about it
@@ -156,7 +158,7 @@ def generate_folder(
         }
         processes.wait_for_everyone()
         if main:
-            finish(work, folders, pairs_of(found), begun["first"], append)
+            finish(work, out / product, defect, pairs_of(found), begun["first"], append)
             add_record(out, record)
             shutil.rmtree(work)
     processes.wait_for_everyone()
@@ -168,18 +170,20 @@ def pairs_of(found: dict[int, dict]) -> list[int]:
     return [s for s, outcome in found.items() if outcome["kept"]]
 
 
-def result_folders(home: Path, defect: str) -> dict[Path, str]:
-    """{folder: what its files' names have after their number}."""
+def results(home: Path, defect: str, seeds: Sequence[int] = ()) -> list[tuple[Path, str, Sequence[int]]]:
+    """(folder, what its files' names have after their number, the seeds of its files) of a product's folder."""
     if defect == GOOD:
-        return {home / "train" / GOOD: "", home / "test" / GOOD: ""}
-    return {home / "ground_truth" / defect: "_mask", home / "test" / defect: ""}
+        train = [s for i, s in enumerate(seeds) if i % GOOD_TESTED]
+        return [(home / "train" / GOOD, "", train), (home / "test" / GOOD, "", seeds[::GOOD_TESTED])]
+    return [(home / "ground_truth" / defect, "_mask", seeds), (home / "test" / defect, "", seeds)]
 
 
-def begin(work: Path, settings: dict, folders: dict[Path, str], append: bool, processes: PartialState) -> dict:
-    """Claim `work` for these settings, or find it as a killed call with the same ones left it.
+def begin(work: Path, settings: dict[str, Any], append: bool, processes: PartialState) -> dict[str, Any]:
+    """Claim `work` for these settings, or resume what a killed call with the same settings left there.
 
-    Returns the settings with "first", the number of the first file in each of `folders`, and "used_seeds", those of the
-    pictures that are there. Raises `InputError` where results or a call with other settings are there.
+    Returns the settings with "first", the number of the first file in each folder of `results`, and "used_seeds", those
+    of the pictures that are there. Raises `InputError` if its settings differ, or if a result exists and is not to be
+    added to.
     """
     file = work / "settings.json"
     if file.is_file() and any(work.glob("*.png")):
@@ -190,23 +194,28 @@ def begin(work: Path, settings: dict, folders: dict[Path, str], append: bool, pr
                 "finish it with its own settings, remove it, or choose another --out"
             )
     else:
-        product, defect = next(iter(folders)).parts[-3::2]
-        records = [r for r in read_records(work.parent) if (r["product"], r["defect"]) == (product, defect)]
-        numbers = {str(f): [int(m[0]) for p in f.glob("*") if (m := re.match(r"\d+", p.name))] for f in folders}
-        if defect != GOOD:  # a picture and its mask have one number
-            both = [*chain(*numbers.values())]
-            numbers = dict.fromkeys(numbers, both)
-        begun = settings | {
-            "first": {folder: max(there, default=-1) + 1 for folder, there in numbers.items()},
-            "used_seeds": [s for r in records for s in r["seeds"] + r["seeds_without_mask"]],
-        }
+        product, defect = settings["product"], settings["defect"]
+        folders = [folder for folder, *_ in results(work.parent / product, defect)]
         if not append and (there := [folder for folder in folders if folder.exists()]):
             raise InputError(f"{there[0]} exists: choose another --out, or add to it with --append")
+        # A picture and its mask have one number, so the folders of a defect go on from the largest of both.
+        groups = [[folder] for folder in folders] if defect == GOOD else [folders] * len(folders)
+        records = [r for r in read_records(work.parent) if (r["product"], r["defect"]) == (product, defect)]
+        begun = settings | {
+            "first": {str(folder): next_number(group) for folder, group in zip(folders, groups, strict=True)},
+            "used_seeds": [s for r in records for s in r["seeds"] + r["seeds_without_mask"]],
+        }
     processes.wait_for_everyone()
     if processes.is_main_process:
         write_json(file, begun)
     processes.wait_for_everyone()
     return begun
+
+
+def next_number(folders: Sequence[Path]) -> int:
+    """The number after the largest with which a file's name in `folders` begins."""
+    numbers = [int(m[0]) for folder in folders for file in folder.glob("*") if (m := re.match(r"\d+", file.name))]
+    return max(numbers, default=-1) + 1
 
 
 def sample(
@@ -252,16 +261,13 @@ def sample(
     processes.wait_for_everyone()
 
 
-def finish(work: Path, folders: dict[Path, str], seeds: list[int], first: dict[str, int], append: bool) -> None:
-    """Put the pairs where they belong, each folder by one rename; what is there was put there before a kill.
+def finish(work: Path, home: Path, defect: str, seeds: Sequence[int], first: dict[str, int], append: bool) -> None:
+    """Move the pairs to their folders, each by one rename; a folder that exists was moved before the run was killed.
 
-    With `append`, file by file into the folders that are there.
+    With `append`, move file by file into the folders that exist.
     """
     with writing(work):
-        for folder, suffix in folders.items():
-            chosen = seeds
-            if folder.name == GOOD:
-                chosen = [s for i, s in enumerate(seeds) if (i % GOOD_TESTED == 0) == (folder.parent.name == "test")]
+        for folder, suffix, chosen in results(home, defect, seeds):
             if not chosen or (folder.exists() and not append):
                 continue
             part = work / f"all-{folder.parent.name}"
@@ -302,7 +308,10 @@ def weakness(pipe: DefectDiffuPipeline, product: str, defect: str) -> str | None
     file = next((f / name / "oracle.json" for f in (SHIPPED, Path()) if (f / name / "oracle.json").is_file()), None)
     if not name or file is None:
         return None
-    record = json.loads(file.read_text())
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return f"{file} cannot be read: how well these weights draw {product} with {defect} is not known"
     pair = ChainMap(*(record["per_pair"][part] for part in ("trained", "held_out"))).get(f"{product} {defect}")
     if pair is None or (min(pair["product_accuracy"], pair["defect_accuracy"]) >= 0.5 and pair["mask_iou"] >= 0.1):
         return None

@@ -26,12 +26,11 @@ from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import Conditions, PromptEncoder
-from defectdiffu.selfcheck import PASS, change_ratio
+from defectdiffu.selfcheck import LARGEST_RATIO, PASS, change_ratio
 from defectdiffu.weight_files import check_finite, check_weights
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # their names in diffusers
 SHIPPED = Path(__file__).parent / "weights"
-LARGEST_RATIO = 255.0  # of `check`: no change inside a mask is larger than 255 grey levels
 
 Callback = Callable[[int, Tensor, Tensor, Branches], object]  # step, t, latents, branches
 

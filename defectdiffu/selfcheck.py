@@ -8,8 +8,9 @@ import numpy as np
 
 from defectdiffu.errors import InputError
 
-PASS = 2.0  # the change inside the mask over the change outside it, from which a pair passes
-GREY_LEVEL = 1.0  # of 255: smaller changes outside are rounding, and count as this much
+PASS = 2.0  # a pair passes from this ratio on
+GREY_LEVEL = 1.0  # of 255: a smaller change outside is rounding and counts as this much
+LARGEST_RATIO = 255.0  # no change inside a mask is larger than 255 grey levels
 
 
 def change_ratio(images: np.ndarray, twins: np.ndarray, masks: np.ndarray, twin_masks: np.ndarray) -> np.ndarray:

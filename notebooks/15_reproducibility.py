@@ -330,6 +330,15 @@ def choices_command():
     )
 
 
+def checks_command():
+    held = (read_record("checks") or {"held_fixed": {}})["held_fixed"]
+    return (
+        f"defectdiffu evaluate checks --weights {held.get('weights', WEIGHTS)} "
+        f"--num {held.get('pictures_per_pair', 4)} \\\n"
+        f"  --json {RECORDS}/checks.json"
+    )
+
+
 def autoencoders_command():
     size = (read_record("autoencoders") or {"held_fixed": {}})["held_fixed"].get(
         "size", 64
@@ -425,6 +434,7 @@ COMMANDS |= {
     "ablations, attention over tokens": ablations_command("ablations_tokens"),
     "what the autoencoder leaves": autoencoders_command(),
     "how to sample": choices_command(),
+    "what the self-check is worth": checks_command(),
     "does it help a detector": downstream_command(),
     "does it help a detector, photographs": downstream_real_command(),
     "defects that a photographed product never had": transfer_command(),
@@ -563,7 +573,7 @@ def of_record(name):
 
 
 names = ["ablations", "ablations_tokens", "autoencoders", "choices", "downstream"]
-names += ["downstream_real", "transfer", "all"]
+names += ["downstream_real", "transfer", "all", "checks"]
 names += sorted({file.stem for file in FOLDER.glob("*.json")} - set(names))
 rows = [
     *(

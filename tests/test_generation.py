@@ -293,43 +293,36 @@ def test_a_stopped_generation_goes_on_in_smaller_batches(drawing, tmp_path):
 # In little memory
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    random_pipeline().save_pretrained(folder)
-    return folder
-
-
-def test_the_pipeline_is_loaded_as_asked(weights):
-    plain = load_pipeline(weights)
+def test_the_pipeline_is_loaded_as_asked(saved):
+    plain = load_pipeline(saved)
     assert (plain.transformer.dtype, plain.vae.use_tiling) == (torch.float32, False)
-    saving = load_pipeline(weights, half=True, tiling=True)
+    saving = load_pipeline(saved, half=True, tiling=True)
     assert {part.dtype for part in (saving.transformer, saving.vae, saving.text_encoder)} <= {
         torch.float16,
         torch.bfloat16,
     }
     assert saving.vae.use_tiling
     with pytest.raises(InputError, match=r"--offload .* there is no GPU"):
-        load_pipeline(weights, offload=True)
+        load_pipeline(saved, offload=True)
 
 
-def test_offloading_replaces_moving_to_the_gpu(weights, monkeypatch):
+def test_offloading_replaces_moving_to_the_gpu(saved, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(generation, "PartialState", lambda cpu: type("State", (), {"device": torch.device("cuda:1")}))
     monkeypatch.setattr(DefectDiffuPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
     monkeypatch.setattr(DefectDiffuPipeline, "to", lambda *_: pytest.fail("all of it moved"))
-    load_pipeline(weights, offload=True)
+    load_pipeline(saved, offload=True)
     assert asked == [torch.device("cuda:1")]
 
 
-def test_weights_that_do_not_fit_are_explained(weights, monkeypatch):
+def test_weights_that_do_not_fit_are_explained(saved, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     monkeypatch.setattr(DefectDiffuPipeline, "to", full)
     with pytest.raises(InputError, match=r"out of GPU memory: sampling 1 at a time .*\(--half\) saves"):
-        load_pipeline(weights)
+        load_pipeline(saved)
 
 
 @pytest.mark.parametrize("name", ["a/../../victim", "../victim", "hazelnut/crack", "", ".", "C:x", "a\nb"])

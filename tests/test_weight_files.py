@@ -4,22 +4,9 @@ import shutil
 
 import pytest
 import torch
-from helpers import random_pipeline
 from safetensors.torch import load_file, save_file
 
 from defectdiffu import DefectDiffuPipeline, InputError
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    random_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copy(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def index(**changes):
@@ -97,6 +84,8 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
         (config("vae", latent_channels="many"), "describes no PatchAutoencoder"),
         (tensors("transformer", lambda v: first(v, lambda t: t[:1])), "has shape"),
         (tensors("vae", lambda v: dict(list(v.items())[1:])), r"vae lacks 1 tensor"),
+        (tensors("transformer", lambda v: {k: t for k, t in v.items() if k != "final.bias"}), r"lacks 1 .*final\.bias"),
+        (tensors("transformer", lambda v: v | {"surplus": torch.zeros(1)}), "has unknown 1 tensor.*surplus"),
         (tensors("text_encoder", lambda v: first(v, lambda t: t * float("nan"))), "text_encoder.*not finite numbers"),
         (tensors("transformer", lambda v: first(v, lambda t: t * float("nan"))), "transformer.*not finite numbers"),
         (replaced(WEIGHTS, lambda p: p.mkdir()), "not a regular file"),
@@ -121,6 +110,23 @@ def test_code_beside_the_weights_is_never_run(copy, tmp_path):
     with pytest.raises(InputError):
         DefectDiffuPipeline.from_pretrained(copy)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_pickle_is_refused(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    file.unlink()
+    torch.save({}, copy / part / "diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.bin is a pickle"):
+        DefectDiffuPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_truncated_weights_are_named(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{part}.*damaged or cut short"):
+        DefectDiffuPipeline.from_pretrained(copy)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")

@@ -1,8 +1,8 @@
-"""Folders as people have them, read by a table of rules and written in the MVTec AD layout.
+"""Converts folders in other layouts, recognised by a table of rules, into the MVTec AD layout.
 
-A path says what a file is by the names of its folders, in any case (`WORDS`): `Train/Good`, `test/ok`, `gt`, `mask`. A
-folder that has such folders in it is a product, however deep it lies; what remains of a path below it is the name of
-the defect. Masks are found by their names (`NAMINGS`), and all masks of one picture are united.
+The names of a file's folders, in any case, say what the file is (`WORDS`): `Train/Good`, `test/ok`, `gt`, `mask`. A
+folder that contains such folders is a product, at any depth; the remaining part of a path below it is the name of the
+defect. Masks are found by their names (`NAMINGS`), and all masks of one picture are united.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy as np
 from defectdiffu.config import GOOD
 from defectdiffu.data.archives import check_room
 from defectdiffu.data.datasets import Item, count, place
-from defectdiffu.data.folder import SUFFIXES, Problem, is_soft, is_two_valued, mask_values, opened, to_rgb
+from defectdiffu.data.image_files import SUFFIXES, Problem, is_soft, is_two_valued, mask_values, opened, to_rgb
 from defectdiffu.errors import InputError
 from defectdiffu.files import building
 
@@ -31,7 +31,7 @@ WORDS = {
 ROLES = {word: role for role, words in WORDS.items() for word in words}
 
 ENDING = r"[_-](?:mask|gt|label)"
-NAMINGS = (  # how masks are named, and the name of the picture that a mask's path then tells; the first that fits
+NAMINGS = (  # how masks are named, and the picture's name that follows from a mask's path; the first that fits is used
     ("a folder of masks per picture", lambda path: path.parent.name),
     ("masks named as their picture", lambda path: path.stem),
     ("masks named as their picture with _mask, _GT or _label", lambda path: _before(f"{ENDING}$", path.stem)),
@@ -46,7 +46,7 @@ def _before(pattern: str, stem: str) -> str:
 
 @dataclass
 class Picture:
-    """A picture that was found. defect: the name of its folder, "good", or None where no folder tells."""
+    """A picture that was found. defect: the name of its folder, "good", or None if no folder says."""
 
     path: Path
     product: str
@@ -58,16 +58,16 @@ class Picture:
 def adopt(
     source: Path, out: Path, binarise: bool = False, invert: bool = False, white: int | None = None
 ) -> dict[str, dict]:
-    """Write the folder `source` in the MVTec AD layout: the new folder `out`, all of it or nothing.
+    """Write the folder `source` in the MVTec AD layout into the new folder `out`: all of it, or nothing.
 
-    binarise: masks with more than two values become two: soft edges are cut at half the brightest value, and of several
-    kinds of defect each is defect. invert: black is the defect. white: the value of 16-bit pictures that becomes white;
+    binarise: masks with more than two values become two: soft edges are cut at half the brightest value, and every kind
+    of defect counts as defect. invert: black is the defect. white: the value of 16-bit pictures that becomes white;
     they are written with 8 bits. Other pictures stay as they are, byte for byte. A picture in no folder of good or bad
     ones is good if its mask is empty.
 
     Returns {"pictures": {product: {defect: pictures}}, "taken": {folder: what for}, "masks": {naming: masks},
     "left_out": {file: why}}. Raises `InputError` that names the file: nothing is recognised, a picture of a defect has
-    no mask, a mask has more than two values, masks of one picture differ in size, one would fit two pictures.
+    no mask, a mask has more than two values, masks of one picture differ in size, a mask fits two pictures.
     """
     if not source.is_dir():
         raise InputError(f"{source}: there is no such folder; an archive must be unpacked first")
@@ -137,7 +137,7 @@ def _is_beside_its_picture(path: Path, stems: set[tuple[Path, str]]) -> bool:
 
 
 def _give(masks: list[tuple[str, list[str], Path]], pictures: list[Picture], summary: dict[str, dict]) -> None:
-    """Give every mask (product, names of its folders, file) to the picture that it belongs to."""
+    """Assign every mask (product, names of its folders, file) to its picture."""
     named, defects = defaultdict(list), defaultdict(set)
     namings: Counter[str] = Counter()
     for picture in pictures:
@@ -169,7 +169,7 @@ def _unite(masks: list[Path], binarise: bool, invert: bool) -> np.ndarray | None
             if not binarise and not is_two_valued(values):
                 raise ValueError(
                     f"the mask has {len(np.unique(values))} values, not 0 and one other: "
-                    "--binarise cuts soft edges at half the brightest value and takes every kind of defect for one"
+                    "--binarise cuts soft edges at half the brightest value and counts every kind of defect as defect"
                 )
             soft = not is_two_valued(values) and is_soft(values, lossy)
             marked = values >= values.max() / 2 if soft else values != 0
@@ -181,7 +181,7 @@ def _unite(masks: list[Path], binarise: bool, invert: bool) -> np.ndarray | None
 
 
 def _item(picture: Picture, marked: np.ndarray | None) -> Item:
-    """Where a picture goes. A mask decides only where no folder does."""
+    """The place of a picture. Its mask decides only if no folder does."""
     defect = picture.defect
     if marked is None:
         if defect is None:

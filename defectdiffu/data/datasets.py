@@ -22,7 +22,8 @@ from PIL import Image
 from defectdiffu.config import GOOD
 from defectdiffu.data.archives import check_room, unpack
 from defectdiffu.data.download import fetch
-from defectdiffu.data.folder import Problem, mask_values, opened, read_folder
+from defectdiffu.data.folder import read_folder
+from defectdiffu.data.image_files import Problem, mask_values, opened
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.files import building
 

@@ -1,9 +1,9 @@
-"""Large pictures cut into tiles, for a defect of a few pixels is nothing once its picture is shrunk to train on it.
+"""Cuts large pictures into tiles: a small defect vanishes when its whole picture is scaled down for training.
 
 The rule for slivers: neighbouring tiles overlap, and each owns its overlap up to the middle, so that every pixel of a
-picture is owned by exactly one tile. A tile is one of the defect if a marked pixel is among its own. If it has marked
-pixels only beyond, it shows at its border, mostly as a sliver, what the neighbour shows better: it is left out, and is
-not good either.
+picture is owned by exactly one tile. A tile shows the defect if one of its own pixels is marked. A tile with marked
+pixels only outside its own shows a sliver of a defect that its neighbour shows better: it is left out, and is not
+counted as good.
 """
 
 from collections import defaultdict
@@ -18,7 +18,8 @@ from PIL import ImageOps
 
 from defectdiffu.config import GOOD
 from defectdiffu.data.datasets import Item, count, place
-from defectdiffu.data.folder import Sample, opened, orientation, read_folder, read_mask, to_rgb, turned
+from defectdiffu.data.folder import Sample, read_folder
+from defectdiffu.data.image_files import opened, orientation, read_mask, to_rgb, turned
 from defectdiffu.errors import InputError
 from defectdiffu.files import building
 
@@ -38,7 +39,7 @@ class Tile:
 
     @property
     def item(self) -> Item:
-        """Its place in the new folder. Its name says where it was, for tiles of all defects meet in `good`."""
+        """Its place in the new folder. Its name holds its origin: `good` has tiles of pictures of all defects."""
         sample = self.sample
         name = f"{sample.original_defect}-{sample.image.stem}-{self.left}-{self.top}.png"
         return Item(sample.image.with_name(name), sample.mask, sample.product, self.shows, sample.subset)
@@ -49,13 +50,13 @@ def tile_folder(
 ) -> dict:
     """Cut a folder in the MVTec AD layout into tiles of `size` pixels: the new folder `out` in the same layout.
 
-    Neighbours overlap by `overlap` pixels, the last of a row by more; a picture narrower than `size` gives tiles as
-    large as it is narrow. All tiles with a defect are kept, and of the good ones `good` per product: the first by the
-    SHA-256 of "seed/product/subset/name". Tiles are PNG files of 8 bits, with the white that training would take
+    Neighbours overlap by `overlap` pixels, the last of a row by more; a picture narrower than `size` gives tiles of
+    its shorter side. All tiles with a defect are kept, and of the good ones `good` per product: the first by the
+    SHA-256 of "seed/product/subset/name". Tiles are PNG files of 8 bits, with the white that training uses
     (`Sample.white`). One picture is held at a time: 4 bytes per pixel in colour, 1 or 2 in grey, and 3 for its mask.
 
     Returns {"tiles": {product: {defect: tiles}}, "good_left_out": tiles, "slivers_left_out": tiles}. Raises
-    `InputError` for a bad source, an `out` that is there and an overlap not less than `size`; nothing is written then.
+    `InputError` for a bad source, an `out` that exists and an overlap not less than `size`; nothing is written then.
     """
     if not 0 <= overlap < size:
         raise InputError(f"the overlap is {overlap}: it must be from 0 to {size - 1}, less than the side of a tile")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from defectdiffu.data.folder import Problem, scan, with_white
+from defectdiffu.data.folder import scan, with_white
+from defectdiffu.data.image_files import Problem
 from defectdiffu.data.warnings import Notice, find
 
 

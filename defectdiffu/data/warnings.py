@@ -1,4 +1,4 @@
-"""What can be read and is probably not meant: hidden in a folder without being wrong. Every finding has its cure."""
+"""Warnings about a folder: it can be read, but is probably not what was meant. Every warning names its cure."""
 
 import hashlib
 import sys
@@ -11,16 +11,17 @@ import numpy as np
 from PIL import Image
 
 from defectdiffu.config import GOOD
-from defectdiffu.data.folder import Sample, opened, orientation, read_mask
+from defectdiffu.data.folder import Sample
+from defectdiffu.data.image_files import opened, orientation, read_mask
 
 VISIBLE = 0.25  # share of one pixel that the defect must cover at the training size
-SQUEEZE = 2  # long side over short side of a picture, from which on the square distorts it
-MOST = 0.5  # share of marked pixels from which on a mask may be inverted
+SQUEEZE = 2  # long side over short side of a picture, above which the square distorts it
+MOST = 0.5  # share of marked pixels above which a mask may be inverted
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A finding. kind: the same few words for all of its kind; message: one line without the path, with the cure."""
+    """A warning. kind: a few words, the same for its whole kind; message: one line with the cure, without the path."""
 
     kind: str
     path: Path
@@ -31,7 +32,7 @@ class Notice:
 
 
 def find(samples: Sequence[Sample], size: int) -> list[Notice]:
-    """Return what is doubtful about samples that are trained on with pictures of `size` x `size` pixels.
+    """Return the warnings about samples to be trained on at `size` x `size` pixels.
 
     Reads the headers of images, whole masks and, of files of equal length, whole files. Raises `Problem` for a file
     that cannot be read.
@@ -49,13 +50,13 @@ def summary(notices: Iterable[Notice]) -> list[str]:
 
 
 def warn(samples: Sequence[Sample], size: int) -> None:
-    """Print the summary of what is doubtful on stderr."""
+    """Print the summary of all warnings on stderr."""
     for line in summary(find(samples, size)):
         print(line, file=sys.stderr)
 
 
 def _of_one(sample: Sample, size: int) -> Iterator[Notice]:
-    """Findings that need one image and its mask alone."""
+    """Warnings that need only one image and its mask."""
     with opened(sample.image) as image:
         (width, height), turn = image.size, orientation(image)
     ratio = max(width, height) / min(width, height)
@@ -83,8 +84,8 @@ def _of_one(sample: Sample, size: int) -> Iterator[Notice]:
         yield Notice(
             "mask of most of the picture",
             sample.mask,
-            f"it marks {marked.mean():.0%}: if its white is the sound part, "
-            "`defectdiffu data convert folder SOURCE OUT --invert` exchanges the two",
+            f"it marks {marked.mean():.0%}: if its white is the defect-free part, "
+            "`defectdiffu data convert folder SOURCE OUT --invert` swaps the two",
         )
     if (share := _visible(marked, size)) < VISIBLE:
         yield Notice(
@@ -103,13 +104,13 @@ def _of_one(sample: Sample, size: int) -> Iterator[Notice]:
 
 
 def _visible(marked: np.ndarray, size: int) -> float:
-    """Return how much of one pixel of size x size marked (H, W) covers, where it covers most, in [0, 1]."""
+    """The largest share of a pixel, in [0, 1], that the marked region (H, W) covers at size x size pixels."""
     shrunk = Image.fromarray(marked.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BOX)
     return float(np.asarray(shrunk).max()) / 255
 
 
 def _of_depth(samples: Sequence[Sample]) -> Iterator[Notice]:
-    """One finding for each product whose 16-bit pictures use fewer bits. Its cure is applied: `Sample.white`."""
+    """One warning for each product whose 16-bit pictures use fewer bits. The reader corrects it: `Sample.white`."""
     for folder, white in dict.fromkeys((s.image.parents[2], s.white) for s in samples):
         if white not in (None, 65535):
             yield Notice(
@@ -121,18 +122,21 @@ def _of_depth(samples: Sequence[Sample]) -> Iterator[Notice]:
 
 
 def _of_copies(samples: Sequence[Sample]) -> Iterator[Notice]:
-    """Findings about images that are the same file to the byte."""
+    """Warnings about images whose files are identical."""
     for first, *others in _alike(samples):
         for other in others:
             if (first.defect == GOOD) != (other.defect == GOOD):
-                kind, what = "same picture good and with a defect", "remove it from the one or the other"
+                kind, what = "same picture good and with a defect", "remove it from one of the two folders"
             else:
-                kind, what = "same picture twice", "remove one, or it counts twice and may be tested on when trained on"
+                kind, what = (
+                    "same picture twice",
+                    "remove one: it counts twice, and may be in training and test set",
+                )
             yield Notice(kind, other.image, f"is the same file as {first.image}: {what}")
 
 
 def _alike(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Lists of samples whose image files are alike, good ones first. Only files of equal length are read."""
+    """Lists of samples whose image files are identical, good ones first. Only files of equal length are read."""
     lengths, contents = defaultdict(list), defaultdict(list)
     for sample in samples:
         lengths[sample.image.stat().st_size].append(sample)

@@ -40,9 +40,7 @@ def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTH
     {score: {mean, low, high, count}} with the scores of `measure`, and "per_pair", the means of every pair.
     Raises `InputError` if the weights know none of the pairs.
     """
-    pipeline = DefectDiffuPipeline.from_pretrained(weights)
-    pipeline.to(default_device())
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = silent_pipeline(weights)
     return {"weights": str(weights), **judge_pipeline(pipeline, num, strengths, judge)}
 
 
@@ -86,6 +84,26 @@ def judge_pipeline(
             for name, s in scores.items()
         },
     }
+
+
+def silent_pipeline(weights: str | Path) -> DefectDiffuPipeline:
+    """The pipeline of some weights on this machine's device, without progress bars."""
+    pipeline = DefectDiffuPipeline.from_pretrained(weights)
+    pipeline.to(default_device())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_trained(weights: str | Path) -> tuple[DefectDiffuPipeline, list[Pair]]:
+    """`silent_pipeline`, and the procedural pairs that it was trained on.
+
+    Raises `InputError` if there are none.
+    """
+    pipeline = silent_pipeline(weights)
+    trained, _ = known_pairs(pipeline)
+    if not trained:
+        raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")
+    return pipeline, trained
 
 
 def known_pairs(pipeline: DefectDiffuPipeline) -> tuple[list[Pair], list[Pair]]:

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import TOGETHER, at_size, known_pairs, picture_size, sampler
+from defectdiffu.evaluation.oracle import TOGETHER, at_size, load_trained, picture_size, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import RESAMPLES, bootstrap
-from defectdiffu.machine import default_device
-from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.selfcheck import change_ratio
 
 FIRST_SEED = 2 * 10**6
@@ -29,12 +26,7 @@ def run(weights: str | Path, file: Path, num: int = 4, thresholds: Sequence[floa
     Of every threshold: `scores` has the share of pairs that pass (`accepted`) and the judge's scores of those,
     `differences` these scores minus those of all pairs. Raises `InputError` if the weights know none of the pairs.
     """
-    pipe = DefectDiffuPipeline.from_pretrained(weights)
-    pipe.to(default_device())
-    pipe.set_progress_bar_config(disable=True)
-    pairs, _ = known_pairs(pipe)
-    if not pairs:
-        raise InputError(f"the weights know none of the procedural pairs: their products are {pipe.products}")
+    pipe, pairs = load_trained(weights)
     judge, source, w_d = Judge.shipped(picture_size(pipe)), sampler(pipe, FIRST_SEED), float(pipe.config["w_d"])
     ratios: list[float] = []
     scores: dict[str, list[float]] = {"product_accuracy": [], "defect_accuracy": [], "mask_iou": []}

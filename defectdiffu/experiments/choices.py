@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import known_pairs, measure, picture_size, pooled, sampler
+from defectdiffu.evaluation.oracle import load_trained, measure, picture_size, pooled, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
-from defectdiffu.machine import default_device
-from defectdiffu.pipeline import DefectDiffuPipeline
 
 FIRST_SEED = 10**6
 SCORES = ("product_accuracy", "defect_accuracy", "mask_iou", "judged_good")
@@ -47,12 +44,7 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     Writes and returns the record (`records`): scores and, picture by picture, their differences from the defaults.
     Raises `InputError` if the weights know none of the procedural pairs.
     """
-    pipe = DefectDiffuPipeline.from_pretrained(weights)
-    pipe.to(default_device())
-    pipe.set_progress_bar_config(disable=True)
-    pairs, _ = known_pairs(pipe)
-    if not pairs:
-        raise InputError(f"the weights know none of the procedural pairs: their products are {pipe.products}")
+    pipe, pairs = load_trained(weights)
     judge, own = Judge.shipped(picture_size(pipe)), pipe.scheduler
     defaults = {key: pipe.config[key] for key in ("guidance", "w_p", "w_d", "num_inference_steps")}
     defaults["scheduler"] = scheduler_name(own)

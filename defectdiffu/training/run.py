@@ -193,17 +193,21 @@ def claim(out: Path, preset: Preset, pictures: dict | None = None) -> None:
     """
     file, of_data = out / "config.json", out / "data.json"
     settings = preset.to_dict()
-    if file.is_file():
+
+    def begun_with(of: Path) -> dict:
         try:
-            there = Preset.from_dict(json.loads(file.read_text())).to_dict()  # settings added since have their defaults
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is damaged ({error}): restore it, or choose another --out") from error
-        changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(there, settings)]
+            values = json.loads(of.read_text())  # settings added since have their defaults
+            return Preset.from_dict(values).to_dict() if of == file else dict(values)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{of} is damaged ({error}): restore it, or choose another --out") from error
+
+    if file.is_file():
+        changes = [f"{where}: {a!r} there, {b!r} asked" for where, a, b in _differences(begun_with(file), settings)]
         if changes:
             raise InputError(f"{out} was begun with other settings ({'; '.join(changes[:3])}): choose another --out")
-        if pictures and of_data.is_file() and (begun := json.loads(of_data.read_text())) != pictures:
+        if pictures and of_data.is_file() and (there := begun_with(of_data)) != pictures:
             raise InputError(
-                f"{out} was begun with other pictures ({begun['pictures']} there, {pictures['pictures']} asked): "
+                f"{out} was begun with other pictures ({there.get('pictures')} there, {pictures['pictures']} asked): "
                 "choose another --out"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

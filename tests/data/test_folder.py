@@ -9,7 +9,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from defectdiffu.data.catalog import UNIFIED
-from defectdiffu.data.folder import FolderDataset, Problem, load_image, load_mask, read_folder
+from defectdiffu.data.folder import FolderDataset, read_folder
+from defectdiffu.data.image_files import Problem, load_image, load_mask
 from defectdiffu.errors import InputError
 
 SHARED = Path(os.environ.get("DEFECTDIFFU_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))

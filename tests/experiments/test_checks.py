@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation import oracle
 from defectdiffu.experiments import checks
 
 
 def test_pairs_that_pass_are_compared_with_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "known_pairs", lambda pipe: ([("hazelnut", "crack"), ("leather", "hole")], []))
+    monkeypatch.setattr(oracle, "known_pairs", lambda pipe: ([("hazelnut", "crack"), ("leather", "hole")], []))
     monkeypatch.setattr(checks, "change_ratio", lambda images, *_: np.arange(len(images), dtype=float))
     record = checks.run("tiny", tmp_path / "checks.json", num=2, thresholds=(2.0, 9.0))
     assert json.loads((tmp_path / "checks.json").read_text()) == record
@@ -29,6 +30,6 @@ def test_the_interval_is_of_the_difference():
 
 
 def test_weights_without_procedural_pairs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "known_pairs", lambda pipe: ([], []))
+    monkeypatch.setattr(oracle, "known_pairs", lambda pipe: ([], []))
     with pytest.raises(InputError, match="none of the procedural pairs"):
         checks.run("tiny", tmp_path / "checks.json")

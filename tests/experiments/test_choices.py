@@ -6,11 +6,12 @@ import pytest
 from diffusers import PNDMScheduler
 
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation import oracle
 from defectdiffu.experiments import choices
 
 
 def test_each_change_is_compared_with_the_defaults(tmp_path, monkeypatch):
-    monkeypatch.setattr(choices, "known_pairs", lambda pipe: ([("hazelnut", "crack")], []))
+    monkeypatch.setattr(oracle, "known_pairs", lambda pipe: ([("hazelnut", "crack")], []))
     changes = ({"num_inference_steps": 2}, {"w_p": 2.0}, {"scheduler": "DDIM", "num_inference_steps": 2})
     monkeypatch.setattr(choices, "CHANGES", changes)
     record = choices.run("tiny", tmp_path / "choices.json", num=1)
@@ -32,7 +33,7 @@ def test_a_scheduler_is_told_by_its_settings():
 
 
 def test_weights_without_procedural_pairs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(choices, "known_pairs", lambda pipe: ([], []))
+    monkeypatch.setattr(oracle, "known_pairs", lambda pipe: ([], []))
     with pytest.raises(InputError, match="none of the procedural pairs"):
         choices.run("tiny", tmp_path / "choices.json")
     assert not (tmp_path / "choices.json").exists()
