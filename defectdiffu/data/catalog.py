@@ -163,13 +163,13 @@ class Augmentation:
     flip_h: bool = False
     flip_v: bool = False
     quarter_turns: bool = False
-    shift: float = 0.02
+    shift: float = 0.01
     zoom: float = 0.02
     light: float = 0.05
 
 
-_TEXTURE = Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.1, zoom=0.1, light=0.1)
-_GRAINED = Augmentation(flip_h=True, flip_v=True, shift=0.1, zoom=0.1, light=0.1)  # the grain's direction is fixed
+_TEXTURE = Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.05, zoom=0.1, light=0.1)
+_GRAINED = Augmentation(flip_h=True, flip_v=True, shift=0.05, zoom=0.1, light=0.1)  # the grain's direction is fixed
 
 AUGMENT: dict[str, Augmentation] = {
     "carpet": _TEXTURE,
@@ -179,9 +179,9 @@ AUGMENT: dict[str, Augmentation] = {
     "wood": _GRAINED,
     "magnetic_tile": _GRAINED,  # ground along one direction
     "bottle": Augmentation(flip_h=True, flip_v=True, quarter_turns=True),
-    "hazelnut": Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.05, zoom=0.05, light=0.1),
+    "hazelnut": Augmentation(flip_h=True, flip_v=True, quarter_turns=True, shift=0.025, zoom=0.05, light=0.1),
     "metal_nut": Augmentation(quarter_turns=True),  # mirrored, it would be its own defect "flip"
-    "screw": Augmentation(shift=0.05),  # mirroring would make the thread left-handed; rotation would move the light
+    "screw": Augmentation(shift=0.025),  # mirroring would make the thread left-handed; rotation would move the light
     "toothbrush": Augmentation(flip_h=True),  # the handle is at the bottom
     "transistor": Augmentation(flip_h=True, zoom=0.0),  # legs down; larger shifts would be its defect "misplaced"
     "zipper": Augmentation(flip_h=True, flip_v=True),  # the tape runs from top to bottom

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from defectdiffu import autoencoder
 from defectdiffu.config import GOOD, Preset
-from defectdiffu.data.catalog import augmentation
+from defectdiffu.data.catalog import Augmentation, augmentation
 from defectdiffu.data.folder import FolderDataset, Sample, read_folder
 from defectdiffu.data.splitting import hold_out, parse_pairs, split
 from defectdiffu.errors import InputError
@@ -71,32 +71,38 @@ class Pictures:
     def augmented(self, index: Sequence[int] | np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The same, each picture and its mask randomly augmented within what its product allows (`catalog`)."""
         images, masks = self.tensors(index)
-        for row, i in enumerate(index):
-            images[row], masks[row] = augment(images[row], masks[row], self.products[i], rng)
-        return images, masks
+        return augment(images, masks, [self.products[i] for i in index], rng)
 
 
-def augment(image: Tensor, mask: Tensor, product: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One random version of a picture (3, S, S) in [-1, 1] and its mask (S, S) in {0, 1}.
+def augment(images: Tensor, masks: Tensor, products: Sequence[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One random version of each of B pictures (B, 3, S, S) in [-1, 1] and of its mask (B, S, S) in {0, 1}.
 
-    Flips, quarter turns, a small shift and zoom, a slight change of brightness. Draws seven numbers from `rng`.
+    Flips, quarter turns, a small shift and zoom: one affine map per picture, applied to the batch in one call; and a
+    slight change of brightness. Draws seven numbers per picture from `rng`.
     """
-    allowed = augmentation(product)
-    flip_h, flip_v, turn = rng.random(3)
-    dx, dy, zoom, light = rng.uniform(-1, 1, 4)
-    both = torch.cat([image, mask[None] * 2 - 1])
-    if allowed.flip_h and flip_h < 0.5:
-        both = both.flip(-1)
-    if allowed.flip_v and flip_v < 0.5:
-        both = both.flip(-2)
-    if allowed.quarter_turns:
-        both = both.rot90(int(turn * 4), (-2, -1))
-    scale = 1 + zoom * allowed.zoom
-    move = torch.tensor([[[scale, 0, dx * allowed.shift], [0, scale, dy * allowed.shift]]])
-    grid = F.affine_grid(move.to(both), [1, 4, *image.shape[-2:]], align_corners=False)
-    both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
-    image = ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1)
-    return image, (both[3] > -0.2).float()
+    maps, light = affine_maps([augmentation(p) for p in products], rng)
+    maps, light = (torch.from_numpy(v).to(images) for v in (maps, light))
+    both = torch.cat([images, masks[:, None] * 2 - 1], dim=1)  # (B, 4, S, S)
+    grid = F.affine_grid(maps, list(both.shape), align_corners=False)
+    both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)
+    images = ((both[:, :3] + 1) * light[:, None, None, None] - 1).clamp(-1, 1)
+    return images, (both[:, 3] > -0.2).float()
+
+
+def affine_maps(allowed: Sequence[Augmentation], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random maps (B, 2, 3) from a point (x, y) of the new picture, in [-1, 1], to where it lies in the old one, and
+    factors of brightness (B,). A point is first zoomed and shifted, then turned, then flipped."""
+    drawn = np.array([[*rng.random(3), *rng.uniform(-1, 1, 4)] for _ in allowed])
+    flip_h, flip_v, turn, dx, dy, zoom, light = drawn.T
+    may = {name: np.array([getattr(a, name) for a in allowed]) for name in vars(allowed[0])}
+    turns = np.where(may["quarter_turns"], np.floor(turn * 4), 0).astype(int)
+    cos, sin = np.array([1, 0, -1, 0])[turns], np.array([0, 1, 0, -1])[turns]
+    turned = np.stack([cos, -sin, sin, cos], axis=1).reshape(-1, 2, 2)
+    signs = [np.where(may[name] & (coin < 0.5), -1, 1) for name, coin in (("flip_h", flip_h), ("flip_v", flip_v))]
+    turned = np.stack(signs, axis=1)[:, :, None] * turned
+    scale = (1 + zoom * may["zoom"])[:, None, None]
+    shift = (np.stack([dx, dy], axis=1) * 2 * may["shift"][:, None])[:, :, None]  # the side is 2 long in [-1, 1]
+    return np.concatenate([turned * scale, turned @ shift], axis=2), 1 + light * may["light"]
 
 
 def read_samples(preset: Preset, data: list[Path]) -> list[Sample]:

@@ -7,11 +7,13 @@ import socket
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from helpers import in_another_process, processes, tiny_preset
 
 from defectdiffu import InputError, autoencoder
 from defectdiffu.config import GOOD
+from defectdiffu.data.catalog import AUGMENT, augmentation
 from defectdiffu.data.folder import read_folder
 from defectdiffu.masks import to_picture
 from defectdiffu.training import latents
@@ -54,23 +56,52 @@ def test_a_broken_picture_is_named(data, tmp_path):
         Pictures.load(samples, 32)
 
 
+def augment_one(image, mask, product, rng):
+    """One picture after another: flipped, turned, then shifted and zoomed."""
+    allowed = augmentation(product)
+    flip_h, flip_v, turn = rng.random(3)
+    dx, dy, zoom, light = rng.uniform(-1, 1, 4)
+    both = torch.cat([image, mask[None] * 2 - 1])
+    if allowed.flip_h and flip_h < 0.5:
+        both = both.flip(-1)
+    if allowed.flip_v and flip_v < 0.5:
+        both = both.flip(-2)
+    if allowed.quarter_turns:
+        both = both.rot90(int(turn * 4), (-2, -1))
+    scale, shift = 1 + zoom * allowed.zoom, 2 * allowed.shift  # a side is 2 long in [-1, 1]
+    move = torch.tensor([[[scale, 0, dx * shift], [0, scale, dy * shift]]])
+    grid = F.affine_grid(move.to(both), [1, 4, *image.shape[-2:]], align_corners=False)
+    both = F.grid_sample(both[None], grid, padding_mode="reflection", align_corners=False)[0]
+    return ((both[:3] + 1) * (1 + light * allowed.light) - 1).clamp(-1, 1), (both[3] > -0.2).float()
+
+
+def test_a_batch_is_augmented_as_its_pictures_one_by_one():
+    products = [*AUGMENT, *["unknown"] * 3] * 4
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(len(products), 3, 24, 24, generator=generator) * 2 - 1
+    masks = (torch.rand(len(products), 24, 24, generator=generator) > 0.8).float()
+    augmented, moved = augment(images, masks, products, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    single = [augment_one(*one, rng) for one in zip(images, masks, products, strict=True)]
+    torch.testing.assert_close(augmented, torch.stack([image for image, _ in single]), atol=1e-5, rtol=0)
+    assert (moved != torch.stack([mask for _, mask in single])).float().mean() < 1e-3  # values at the threshold
+
+
 @pytest.mark.parametrize("product", ["tile", "hazelnut", "metal_nut", "unknown"])
 def test_the_mask_moves_with_the_picture(product):
     """A bright square on grey: its mask moves with it."""
     mask = torch.zeros(32, 32)
     mask[5:14, 18:28] = 1
     image = to_picture(mask[None])[0] * 0.8
-    rng = np.random.default_rng(0)
-    places = set()
-    for _ in range(40):
-        moved, moved_mask = augment(image, mask, product, rng)
-        assert set(moved_mask.unique().tolist()) <= {0, 1}
-        bright = moved.mean(0) > 0
-        union = (bright | (moved_mask > 0)).sum()
-        assert (bright & (moved_mask > 0)).sum() / union > 0.8
-        assert 0.6 < moved_mask.mean() / mask.mean() < 1.6
-        rows, columns = moved_mask.nonzero().float().mean(0).tolist()
-        places.add((rows > 15.5, columns > 15.5))
+    moved, masks = augment(
+        image.expand(40, -1, -1, -1), mask.expand(40, -1, -1), [product] * 40, np.random.default_rng(0)
+    )
+    assert set(masks.unique().tolist()) <= {0, 1}
+    bright, marked = moved.mean(1) > 0, masks > 0
+    assert ((bright & marked).sum((1, 2)) / (bright | marked).sum((1, 2)) > 0.8).all()
+    area = masks.mean((1, 2)) / mask.mean()
+    assert area.min() > 0.6 and area.max() < 1.6
+    places = {tuple((m.nonzero().float().mean(0) > 15.5).tolist()) for m in masks}
     turns = {"tile": 4, "hazelnut": 4, "metal_nut": 4, "unknown": 1}
     assert len(places) == turns[product]
 
