@@ -3,6 +3,7 @@
 Uses random weights of a preset's sizes and random pictures and downloads nothing: only speed and memory are measured.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,11 @@ from statistics import median
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from defectdiffu import autoencoder
-from defectdiffu.config import Preset
+from defectdiffu.config import GOOD, Preset
 from defectdiffu.errors import check_choice
 from defectdiffu.guidance import branch_conditions, double_free, evaluate_branches
 from defectdiffu.machine import default_device, device_name, precision
@@ -26,9 +26,11 @@ from defectdiffu.model import TransformerOutput
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.prompts import Conditions
 from defectdiffu.training.building import TRAIN_STEPS, build_pipeline
-from defectdiffu.training.denoiser import Denoiser
-from defectdiffu.training.loop import build_accelerator, take_step
-from defectdiffu.training.planning import matrix_rate
+from defectdiffu.training.denoiser import Denoiser, conditions_told, denoising_step, draw_batch
+from defectdiffu.training.latents import Latents
+from defectdiffu.training.loop import build_accelerator
+from defectdiffu.training.planning import matrix_rate, matrix_size
+from defectdiffu.training.prompt_table import PromptTable
 
 PARTS = ("train", "sample")
 TRAINED_ON = {"hazelnut": ["crack"], "carpet": ["hole"]}  # enough names to make prompts
@@ -59,6 +61,7 @@ def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, ba
         "torch": torch.__version__,
         "precision": precision(),
         "matrix_product_gflops": round(rate / 1e9),
+        "matrix_product_size": matrix_size(),
         "repeats": repeats,
     }
     works = {"train": ("training", train_ours, train_baseline), "sample": ("sampling", sample_ours, sample_baseline)}
@@ -81,51 +84,51 @@ def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, ba
 
 
 def train_ours(preset: Preset) -> Work:
-    """A step of `loop.fit`: cached latents and text embeddings, autocast, moving average."""
+    """A step of `loop.fit` with its batch drawn: cached latents, a table of prompts, autocast, averaged weights."""
     accelerator = build_accelerator(precision())
-    pipe, denoiser = build(preset, accelerator.device)
-    settings = preset.training
-    if settings.compile:
-        denoiser.transformer.compile()
-    if settings.gradient_checkpointing:
-        pipe.transformer.enable_gradient_checkpointing()
-    parameters = [p for p in denoiser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate)
-    ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
-    batch = random_batch(preset, accelerator.device)
+    latents = random_latents(preset, accelerator.device)
+    told, numbers = conditions_told(latents, preset.model.null_product)
+    pipe = build(preset, accelerator.device)
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, told, preset)
+    step = denoising_step(denoiser, preset, accelerator)
+    step.set(preset.training.learning_rate, preset.training.ema_decay)
+    steps = itertools.count()
 
-    def step() -> None:
-        take_step(accelerator, denoiser, optimizer, parameters, batch, settings.accumulate, settings.max_grad_norm)
-        ema.step(parameters)
+    def take() -> None:
+        step(draw_batch(latents, numbers, preset, next(steps)))
 
-    return step, settings.batch_size, training_flop(pipe, batch)
+    batch = draw_batch(latents, numbers, preset, 0)
+    return take, preset.training.batch_size, training_flop(denoiser, batch)
 
 
 def train_baseline(preset: Preset) -> Work:
     """A step of the released code: pictures and prompts are encoded in every step, no average of the weights."""
     device = torch.device(default_device())
-    pipe, denoiser = build(preset, device)
+    latents = random_latents(preset, device)
+    told, numbers = conditions_told(latents, preset.model.null_product)
+    pipe = build(preset, device)
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, told, preset)
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], preset.training.learning_rate)
-    batch = random_batch(preset, device)
+    batch = draw_batch(latents, numbers, preset, 0)
     pictures = torch.rand(len(batch["x"]), 3, preset.image_size, preset.image_size, device=device) * 2 - 1
     masks = (pictures[:, 0] > 0).float()
 
     def step() -> None:
         with tf32():
-            pipe.encoder.forget()
+            denoiser.prompts = PromptTable(pipe.encoder, told, trained=preset.text.pretrained is None)
             with torch.no_grad():
-                latents = autoencoder.encode(pipe.vae, pictures), autoencoder.encode(pipe.vae, to_picture(masks))
-            denoiser(batch | dict(zip(("x", "mask"), latents, strict=True)))["loss"].backward()
+                encoded = autoencoder.encode(pipe.vae, pictures), autoencoder.encode(pipe.vae, to_picture(masks))
+            denoiser(batch | dict(zip(("x", "mask"), encoded, strict=True)))["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
 
-    return step, len(pictures), training_flop(pipe, batch)
+    return step, len(pictures), training_flop(denoiser, batch)
 
 
 def sample_ours(preset: Preset) -> Work:
     """The pipeline, in half precision on a GPU."""
     device = torch.device(default_device())
-    pipe, _ = build(preset, device)
+    pipe = build(preset, device)
     if device.type == "cuda":
         pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
     x, t = noise_and_step(pipe)
@@ -141,7 +144,7 @@ def sample_ours(preset: Preset) -> Work:
 def sample_baseline(preset: Preset) -> Work:
     """Ancestral sampling in full precision: one pass per branch and step, the mask from the last tenth of the steps."""
     device = torch.device(default_device())
-    pipe, _ = build(preset, device)
+    pipe = build(preset, device)
     scheduler = DDPMScheduler(TRAIN_STEPS)
     scheduler.set_timesteps(BASELINE_STEPS)
     last = scheduler.timesteps[-averaged_steps(BASELINE_STEPS) :]
@@ -176,7 +179,7 @@ def sample_baseline(preset: Preset) -> Work:
     return in_full_precision, IMAGES, flop
 
 
-def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, Denoiser]:
+def build(preset: Preset, device: torch.device) -> DefectDiffuPipeline:
     """Random weights of the preset's sizes; its pretrained parts have the sizes of Stable Diffusion's."""
     torch.manual_seed(0)
     sizes = preset.replace(start_from=None, model={"pretrained": None})
@@ -185,23 +188,17 @@ def build(preset: Preset, device: torch.device) -> tuple[DefectDiffuPipeline, De
         vae = autoencoder.stable_diffusion_autoencoder()
     if preset.text.pretrained is not None:
         sizes = sizes.replace(text={"pretrained": None, "layers": CLIP_LAYERS, "heads": CLIP_HEADS})
-    pipe = build_pipeline(sizes, vae.eval().requires_grad_(False), TRAINED_ON).to(device)
-    return pipe, Denoiser(pipe.transformer, pipe.encoder, preset)
+    return build_pipeline(sizes, vae.eval().requires_grad_(False), TRAINED_ON).to(device)
 
 
-def random_batch(preset: Preset, device: torch.device) -> dict:
-    """A random batch in the format of `denoiser.draw_batch`."""
-    n, side = preset.training.batch_size, preset.latent_size
-    latents = torch.randn(n, preset.autoencoder.latent_channels, side, side, device=device)
-    return {
-        "x": latents,
-        "noise": torch.randn_like(latents),
-        "t": torch.randint(TRAIN_STEPS, (n,), device=device),
-        "mask": latents,
-        "region": (latents[:, 0] > 1).float(),
-        "products": [list(TRAINED_ON)[i % 2] for i in range(n)],
-        "defects": ["crack"] * n,
-    }
+def random_latents(preset: Preset, device: torch.device) -> Latents:
+    """Random latents of a few pictures, every second one with a defect, as training caches them."""
+    side, n = preset.latent_size, 8
+    image = torch.randn(n, 1, preset.autoencoder.latent_channels, side, side, device=device)
+    region = (image[:, :, 0] > 1).to(torch.uint8)
+    pairs = [(product, d) for product, defects in TRAINED_ON.items() for d in (GOOD, *defects)]
+    products, defects = zip(*(pairs * n)[:n], strict=True)
+    return Latents(image.half(), image.half(), region, list(products), list(defects))
 
 
 def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[Tensor, Tensor]:
@@ -210,11 +207,12 @@ def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[Tensor, Tensor]:
     return x.to(pipe.device, pipe.transformer.dtype), torch.full((IMAGES,), 500, device=pipe.device)
 
 
-def training_flop(pipe: DefectDiffuPipeline, batch: dict) -> float:
+def training_flop(denoiser: Denoiser, batch: dict[str, Tensor]) -> float:
     """FLOP of forward and backward, the backward counted as twice the forward; recomputation is not counted."""
     with torch.no_grad():
-        prompts = pipe.encoder.conditions(batch["products"][:1], batch["defects"][:1])
-        return 3 * len(batch["x"]) * count(lambda: pipe.transformer(batch["x"][:1], batch["t"][:1], **vars(prompts)))
+        prompts = denoiser.prompts.conditions(batch["pair"][:1])
+        transformer, x, t = denoiser.transformer, batch["x"][:1], batch["t"][:1]
+        return 3 * len(batch["x"]) * count(lambda: transformer(x, t, **vars(prompts)))
 
 
 def count(work: Callable[[], object]) -> float:

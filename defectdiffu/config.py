@@ -108,7 +108,8 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     checkpoint_every: Count = 1000
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 2000  # 0: never
-    compile: bool = False
+    compile: bool = False  # every block of the transformer
+    cuda_graph: bool = False  # record a step once and replay it, where there is one GPU
     accumulate: Count = 1  # parts in which a batch is computed, one after another
     gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping them
     average_on_cpu: bool = False  # keep the moving average in the CPU's memory
@@ -220,7 +221,13 @@ PRESETS = {
         ),
         loss=LossConfig(mask_weight=0.5, mask_by_signal=True),
         training=TrainingConfig(
-            steps=10_000, batch_size=128, learning_rate=8e-4, ema_decay=0.9995, p2=0.05, variants=16
+            steps=10_000,
+            batch_size=128,
+            learning_rate=8e-4,
+            ema_decay=0.9995,
+            p2=0.05,
+            variants=16,
+            cuda_graph=True,
         ),
     ),
     # The paper's: DiT-XL/2 at 512 px, CLIP ViT-L/14 and Stable Diffusion's autoencoder, both frozen.

@@ -20,22 +20,23 @@ from defectdiffu.prompts import Conditions, PromptEmbedding, PromptEncoder
 def drop_conditions(
     product: str, defect: str, null_product: str, p1: float, p2: float, rng: np.random.Generator
 ) -> tuple[str, str]:
-    """Algorithm 1: the conditions (product, defect) of one training image.
+    """Algorithm 1: the conditions (product, defect) of one training image, by name; see `draw_dropped`."""
+    (no_product,), (no_defect,) = draw_dropped(np.array([defect != GOOD]), p1, p2, rng)
+    return null_product if no_product else product, GOOD if no_defect else defect
+
+
+def draw_dropped(
+    has_defect: np.ndarray, p1: float, p2: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Algorithm 1: which of B training images lose their product and which their defect; all arrays are (B,) bool.
 
     With probability p1 the product becomes the null product. If the image has a defect, then with probability p2 the
     defect becomes good, and with probability p1 the product becomes null (again). Line 4 is read as printed, on
     the level of line 3, so a defect image loses its product with probability 1 - (1 - p1)^2, independently of p2.
-    Always draws three numbers from `rng`.
+    Always draws three numbers per image from `rng`.
     """
-    first, second, third = rng.random(3)
-    if first < p1:
-        product = null_product
-    if defect != GOOD:
-        if second < p2:
-            defect = GOOD
-        if third < p1:
-            product = null_product
-    return product, defect
+    first, second, third = rng.random((len(has_defect), 3)).T
+    return (first < p1) | has_defect & (third < p1), has_defect & (second < p2)
 
 
 def double_free(e: dict[str, Tensor], w_p: float, w_d: float | Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def variance_bound_loss(
     # Of the posterior q(x_{t-1} | x_t, x_0); at t = 0 it is a point, so the next step's variance is used.
     log_posterior = ((1 - a_bar_prev) / (1 - a_bar) * beta).clamp(min=1e-20).log()
     first = (1 - alphas_cumprod[0]) / (1 - alphas_cumprod[1]) * (1 - alphas_cumprod[1] / alphas_cumprod[0])
-    log_posterior = torch.where(t.view(-1, 1, 1, 1) > 0, log_posterior, math.log(float(first)))
+    log_posterior = torch.where(t.view(-1, 1, 1, 1) > 0, log_posterior, first.log())
     fraction = (variance + 1) / 2
     log_variance = fraction * beta.log() + (1 - fraction) * log_posterior
     # The two means differ by the noise error times this factor.

@@ -118,17 +118,29 @@ class PromptEncoder:
 
     def _encode(self, prompts: list[str]) -> PromptEmbedding:
         # One length for all prompts, so that a prompt's embedding never depends on others in the batch.
+        return self.embed(*self.tokenise(prompts, "max_length"))
+
+    def tokenise(self, prompts: list[str], padding: str = "longest") -> tuple[Tensor, Tensor]:
+        """The tokens' numbers (B, L) of B prompts and their `token_mask` (B, L), on the encoder's device.
+
+        padding: to the "longest" of these prompts or to the tokenizer's "max_length". Raises `InputError` for a word
+        that the text encoder never learned.
+        """
         length = self.tokenizer.model_max_length
-        batch = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        batch = self.tokenizer(prompts, padding=padding, max_length=length, truncation=True, return_tensors="pt")
         unknown = (batch.input_ids == self._unknown).any(1)
         if unknown.any():
             raise InputError(f"'{prompts[int(unknown.int().argmax())]}' has a word that the text encoder never learned")
-        batch = batch.to(self.text_encoder.device)
-        out = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        position = torch.arange(length, device=batch.input_ids.device)
+        position = torch.arange(batch.input_ids.shape[1])
         end = batch.attention_mask.sum(1, keepdim=True) - 1
         subject = (position > self._prefix_length) & (position < end)
-        return PromptEmbedding(out.pooler_output, out.last_hidden_state, subject | (position == 0))
+        device = self.text_encoder.device
+        return batch.input_ids.to(device), (subject | (position == 0)).to(device)
+
+    def embed(self, tokens: Tensor, token_mask: Tensor) -> PromptEmbedding:
+        """Embed what `tokenise` gives, with gradients if they are enabled."""
+        out = self.text_encoder(input_ids=tokens)  # causal: no token sees the padding after it
+        return PromptEmbedding(out.pooler_output, out.last_hidden_state, token_mask)
 
     def conditions(self, products: list[str], defects: list[str]) -> Conditions:
         """c_p, c_d and c_f for B images, given the product's and the defect's name of each."""

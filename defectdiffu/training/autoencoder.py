@@ -16,6 +16,7 @@ from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.training.building import load_autoencoder
 from defectdiffu.training.latents import Pictures
 from defectdiffu.training.loop import fit, share_of_process
+from defectdiffu.training.step import TrainingStep
 
 COMPONENT_BATCHES = 64  # batches whose patches give a new autoencoder's principal components
 
@@ -70,16 +71,13 @@ def get_autoencoder(
     seen = torch.cat([draw(step)[0] for step in range(min(COMPONENT_BATCHES, settings.steps))])
     autoencoder.begin_as_principal_components(vae, seen)
     fit(
-        accelerator,
-        Reconstruction(vae, settings.latent_noise),
+        TrainingStep(accelerator, Reconstruction(vae, settings.latent_noise)),
         batch_at,
         out / "autoencoder-checkpoints",
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        weight_decay=0.0,
         warmup_steps=100,
         ema_decay=0.999,
-        max_grad_norm=1.0,
         checkpoint_every=preset.training.checkpoint_every,
         label="autoencoder",
         every=max(1, settings.steps // 10),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from defectdiffu.files import load_tensors, save_tensors
 
@@ -32,15 +32,17 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: `<parameter's number>.<name>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": torch.as_tensor(value) for i, values in state.items() for k, value in values.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: `<parameter's number>.<name>`, whatever the optimiser's groups."""
+    states = ((i, optimizer.state[p]) for i, p in enumerate(parameters) if p in optimizer.state)
+    return {f"{i}.{name}": value for i, state in states for name, value in state.items()}
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    place = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -48,5 +50,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         if value.shape == like.shape:
             # The same memory layout as the parameter: fused kernels require it.
             value = torch.empty_like(like).copy_(value)
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(place[like], {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,11 @@ class Pictures:
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """n picture indices, half of them good, half with a defect."""
-        return draw_balanced(self.defects, n, rng)
+        return draw_balanced(self.has_defect, n, rng)
+
+    @cached_property
+    def has_defect(self) -> np.ndarray:
+        return np.array([d != GOOD for d in self.defects])  # (N,)
 
     def tensors(self, index: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, S, S) in [-1, 1] and masks (B, S, S) in {0, 1}, without augmentation."""
@@ -136,15 +141,19 @@ class Latents:
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """n (picture, version) indices, half of them good, half with a defect."""
-        return draw_balanced(self.defects, n, rng), rng.integers(self.image.shape[1], size=n)
+        return draw_balanced(self.has_defect, n, rng), rng.integers(self.image.shape[1], size=n)
+
+    @cached_property
+    def has_defect(self) -> np.ndarray:
+        return np.array([d != GOOD for d in self.defects])  # (N,)
 
 
-def draw_balanced(defects: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
-    """n indices into `defects`: defect and good pictures are equally likely, whatever their numbers."""
-    is_good = np.array([d == GOOD for d in defects])
-    kinds = [k for k in (np.flatnonzero(is_good), np.flatnonzero(~is_good)) if len(k)]
+def draw_balanced(has_defect: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n indices into `has_defect` (N,): defect and good pictures are equally likely, whatever their numbers."""
+    kinds = [k for k in (np.flatnonzero(~has_defect), np.flatnonzero(has_defect)) if len(k)]
     which, place = rng.integers(len(kinds), size=n), rng.random(n)
-    return np.array([kinds[k][int(p * len(kinds[k]))] for k, p in zip(which, place, strict=True)])
+    drawn = [kind[(place * len(kind)).astype(int)] for kind in kinds]  # one for each kind
+    return np.choose(which, drawn)
 
 
 @torch.no_grad()

@@ -1,29 +1,22 @@
-"""One training loop for every stage: accelerate, AdamW, EMA, checkpoints that resume."""
+"""One training loop for every stage: schedule, log, checkpoints that resume."""
 
 import contextlib
-import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from accelerate.utils import AutocastKwargs
+from torch import Tensor
 from tqdm import tqdm
 
 from defectdiffu.errors import InputError
 from defectdiffu.files import write_atomically
-from defectdiffu.training.checkpoints import (
-    load_newest_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from defectdiffu.training.checkpoints import load_newest_checkpoint, save_checkpoint
+from defectdiffu.training.step import TrainingStep
 
 LOG_EVERY = 50
 
@@ -31,87 +24,60 @@ LOG_EVERY = 50
 def build_accelerator(precision: str) -> Accelerator:
     """An accelerator for the launched processes: one, or several with a full copy of the model each."""
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[parallel])
+    autocast = AutocastKwargs(cache_enabled=False)  # every weight is read once, and a CUDA graph must own its casts
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[parallel, autocast])
 
 
-def share_of_process(accelerator: Accelerator, batch: dict) -> dict:
+def share_of_process(accelerator: Accelerator, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """This process's share of a batch; all processes have drawn the same batch."""
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     return {k: v[mine] for k, v in batch.items()}
 
 
 def fit(
-    accelerator: Accelerator,
-    module: nn.Module,
-    batch_at: Callable[[int], dict],
+    step: TrainingStep,
+    batch_at: Callable[[int], dict[str, Tensor]],
     folder: Path,
     *,
     steps: int,
     learning_rate: float,
-    weight_decay: float,
     warmup_steps: int,
     ema_decay: float,
-    max_grad_norm: float,
     checkpoint_every: int,
     label: str,
-    accumulate: int = 1,
-    average_on_cpu: bool = False,
     every: int = 0,
-    watch: Callable[[int, dict], None] = lambda step, log: None,
-) -> nn.Module:
-    """Train `module` from its newest checkpoint in `folder` to `steps`; at the end it has its EMA weights.
+    watch: Callable[[int, dict], None] = lambda number, log: None,
+) -> None:
+    """Take the steps from the newest checkpoint in `folder` to `steps`; at the end the module has its averaged weights.
 
-    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`. A batch is computed
-    in `accumulate` equal parts. `watch(step, log)` is called every `every` steps and at the end, while `module` has the
-    EMA weights. The average is kept in full precision, with `average_on_cpu` in the CPU's memory.
+    The learning rate rises linearly for `warmup_steps` and falls along a cosine to zero at `steps`. `batch_at` gives
+    the batch of a step, on the device. `watch(number, log)` is called every `every` steps and at the end, while the
+    module has the averaged weights. Losses are read from the device only where they are logged.
     """
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    checkpoint = load_newest_checkpoint(folder)
-    if checkpoint is not None:
+    accelerator = step.accelerator
+    scaler = accelerator.scaler  # of gradients in fp16, else None
+    start = 0
+    if (checkpoint := load_newest_checkpoint(folder)) is not None:
         tensors, metadata = checkpoint
+        start = metadata["step"]
         try:
-            module.load_state_dict({n: tensors[f"model.{n}"] for n in names}, strict=False)
-        except (KeyError, RuntimeError) as error:
+            step.load(tensors)
+        except (LookupError, RuntimeError) as error:
             raise InputError(
                 f"{folder} holds a checkpoint of another model ({error}): remove it, or choose another --out"
             ) from error
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
-        learning_rate,
-        weight_decay=weight_decay,
-        betas=(0.9, 0.99),
-        fused=accelerator.device.type == "cuda",
-    )
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    ema = EMAModel(parameters, decay=ema_decay, foreach=True)
-    if average_on_cpu:
-        ema.to("cpu")
-    start = 0
-    if checkpoint is not None:
-        start = metadata["step"]
-        ema.shadow_params = [tensors[f"ema.{n}"].to(p.device) for n, p in zip(names, ema.shadow_params, strict=True)]
-        ema.optimization_step = start
-        prefix = "optimizer."
-        if accelerator.scaler is not None and "scaler" in metadata:
-            accelerator.scaler.load_state_dict(metadata["scaler"])
-        load_optimizer_tensors(optimizer, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        if scaler is not None and "scaler" in metadata:
+            scaler.load_state_dict(metadata["scaler"])
         del checkpoint, tensors
-
-    def save(step: int) -> None:
-        tensors: dict[str, Tensor] = {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}
-        tensors |= {f"ema.{n}": p for n, p in zip(names, ema.shadow_params, strict=True)}
-        tensors |= {f"optimizer.{n}": v for n, v in optimizer_tensors(optimizer).items()}
-        scaler = accelerator.scaler  # of gradients in fp16, else None
-        save_checkpoint(folder, step, tensors, {} if scaler is None else {"scaler": scaler.state_dict()})
 
     @contextlib.contextmanager
     def averaged() -> Iterator[None]:
-        """`module` has the averaged weights in this block; its own are restored after it."""
-        ema.store(parameters)
-        ema.copy_to(parameters)
+        """The module has the averaged weights in this block; its own are restored after it."""
+        own = [p.detach().clone() for p in step.parameters]
+        step.averaged_weights()
         yield
-        ema.restore(parameters)
+        with torch.no_grad():
+            torch._foreach_copy_(step.parameters, own)
 
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"
@@ -121,39 +87,36 @@ def fit(
         write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
     bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
     tick, done = time.perf_counter(), start
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, steps, warmup_steps)
-        batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
-        terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, max_grad_norm)
-        # diffusers declares parameters, but accepts tensors.
-        ema.step([p.to(a.device) for p, a in zip(parameters, ema.shadow_params, strict=True)])  # type: ignore[misc]
+    for number in range(start, steps):
+        step.set(learning_rate * schedule(number, steps, warmup_steps), average_decay(number, ema_decay))
+        batch = batch_at(number)
+        terms = step(batch)
         bar.update()
 
-        last = step + 1 == steps
-        watched = every and ((step + 1) % every == 0 or last)
-        if (step + 1) % LOG_EVERY == 0 or last or watched:
+        last = number + 1 == steps
+        watched = every and ((number + 1) % every == 0 or last)
+        if (number + 1) % LOG_EVERY == 0 or last or watched:
             values = {k: float(accelerator.reduce(v, "mean")) for k, v in terms.items()}
             if not math.isfinite(values["loss"]):
-                raise InputError(f"{label}: the loss is {values['loss']} at step {step + 1}; lower learning_rate")
+                raise InputError(f"{label}: the loss is {values['loss']} at step {number + 1}; lower learning_rate")
             now = time.perf_counter()
-            rate = (step + 1 - done) * len(batch["x"]) * accelerator.num_processes / (now - tick)
-            tick, done = now, step + 1
+            rate = (number + 1 - done) * len(batch["x"]) * accelerator.num_processes / (now - tick)
+            tick, done = now, number + 1
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
-            log = {"stage": label, "step": step + 1, **values, "samples_per_second": round(rate, 1)}
+            log = {"stage": label, "step": number + 1, **values, "samples_per_second": round(rate, 1)}
             if watched:
                 with averaged():
-                    watch(step + 1, log)
+                    watch(number + 1, log)
             if main:
                 with log_file.open("a") as file:
                     file.write(json.dumps(log) + "\n")
-        if (step + 1) % checkpoint_every == 0 or last:
+        if (number + 1) % checkpoint_every == 0 or last:
             if main:
-                save(step + 1)
+                metadata = {} if scaler is None else {"scaler": scaler.state_dict()}
+                save_checkpoint(folder, number + 1, step.tensors(), metadata)
             accelerator.wait_for_everyone()
     bar.close()
-    ema.copy_to(parameters)
-    return module
+    step.averaged_weights()
 
 
 def read_log(file: Path) -> list[dict]:
@@ -167,73 +130,21 @@ def read_log(file: Path) -> list[dict]:
     return lines
 
 
-def seconds_per_step(
-    accelerator: Accelerator, module: nn.Module, batch_at: Callable[[int], dict], accumulate: int, seconds: float = 8.0
-) -> float:
-    """Seconds per step of `fit`: measured for about `seconds` on a copy of `module`, which is not changed."""
-    trial = copy.deepcopy(module)
-    parameters = [p for p in trial.parameters() if p.requires_grad]
-    wrapped, optimizer = accelerator.prepare(trial, torch.optim.AdamW(parameters, 1e-5))
-    ema = EMAModel(parameters, foreach=True)
+def seconds_per_step(step: TrainingStep, batch_at: Callable[[int], dict[str, Tensor]], seconds: float = 8.0) -> float:
+    """Seconds per step of `fit`: measured for about `seconds`, after which weights and averages are as before."""
 
     def timed(steps: int) -> float:
         start = time.perf_counter()
-        for step in range(steps):
-            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch_at(step).items()}
-            terms = take_step(accelerator, wrapped, optimizer, parameters, batch, accumulate, 1.0)
-            ema.step(parameters)
+        for number in range(steps):
+            terms = step(batch_at(number))
         float(terms["loss"])  # waits for the device
-        mean = torch.tensor((time.perf_counter() - start) / steps, device=accelerator.device)
-        return float(accelerator.reduce(mean, "mean"))  # so that every process takes the same number of steps
+        mean = torch.tensor((time.perf_counter() - start) / steps, device=step.accelerator.device)
+        return float(step.accelerator.reduce(mean, "mean"))  # so that every process takes the same number of steps
 
-    timed(3)
-    rate = timed(max(3, int(seconds / timed(3))))
-    accelerator.free_memory()
-    return rate
-
-
-def take_step(
-    accelerator: Accelerator,
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    batch: dict,
-    accumulate: int,
-    max_grad_norm: float,
-) -> dict[str, Tensor]:
-    """One step of the optimiser over a batch, in `accumulate` parts one after another; returns its mean loss terms."""
-    terms: dict[str, Tensor] = {}
-    parts = split_batch(batch, accumulate)
-    for part in parts:
-        last = part is parts[-1]  # processes exchange gradients only then
-        alone = contextlib.nullcontext() if last else accelerator.no_sync(wrapped)
-        with alone, accelerator.autocast(), attention_kernel(accelerator):
-            out = wrapped(part)
-            accelerator.backward(out["loss"] / accumulate)
-        terms = {key: terms.get(key, 0) + value.detach() / accumulate for key, value in out.items()}
-    accelerator.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return terms
-
-
-def split_batch(batch: dict, parts: int) -> list[dict]:
-    """A batch as equal parts; values that are not lists or tensors of the batch's length go to every part."""
-    if parts == 1:
-        return [batch]
-    size = len(batch["x"])
-
-    def part(value: Any, i: int) -> Any:
-        whole_batch = isinstance(value, (list, Tensor)) and len(value) == size
-        return value[i * size // parts : (i + 1) * size // parts] if whole_batch else value
-
-    return [{key: part(value, i) for key, value in batch.items()} for i in range(parts)]
-
-
-def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:
-    """On a CPU, attention as plain matrix products: with the few tokens of the small presets the fused kernel's
-    backward pass takes several times longer."""
-    return sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else contextlib.nullcontext()
+    with step.undone():
+        step.set(1e-5, 0.999)
+        timed(3)
+        return timed(max(3, int(seconds / timed(3))))
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:
@@ -242,3 +153,8 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def average_decay(step: int, ema_decay: float) -> float:
+    """Decay of the weights' moving average at a step: a short average at first, which soon forgets the start."""
+    return min(ema_decay, (1 + step) / (10 + step)) if step else 0.0

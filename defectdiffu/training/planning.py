@@ -67,9 +67,14 @@ def plan(preset: Preset, data: list[Path]) -> dict:
     }
 
 
-def matrix_rate(size: int = 2048, repeats: int = 10) -> float:
-    """Floating-point operations per second of a square matrix product in the precision that training uses."""
-    device = default_device()
+def matrix_size() -> int:
+    """Side of the matrices in `matrix_rate`: smaller ones do not fill a GPU, larger ones take a CPU seconds."""
+    return 8192 if default_device() == "cuda" else 2048
+
+
+def matrix_rate(repeats: int = 10) -> float:
+    """Floating-point operations per second of a product of two square matrices in the precision of training."""
+    device, size = default_device(), matrix_size()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision()]
     a = torch.randn(size, size, device=device, dtype=dtype)
     for timed in (False, True):

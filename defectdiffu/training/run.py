@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 
 from defectdiffu.config import GOOD, Preset
 from defectdiffu.data.folder import Sample, read_folder
@@ -29,10 +30,11 @@ from defectdiffu.machine import precision, stream
 from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.training.autoencoder import get_autoencoder
 from defectdiffu.training.building import TRAIN_STEPS, build_pipeline, export
-from defectdiffu.training.denoiser import Denoiser, draw_batch
+from defectdiffu.training.denoiser import Denoiser, conditions_told, denoising_step, draw_batch
 from defectdiffu.training.latents import Latents, Pictures, cached_latents, read_samples
-from defectdiffu.training.loop import build_accelerator, fit, seconds_per_step
+from defectdiffu.training.loop import build_accelerator, fit, seconds_per_step, share_of_process
 from defectdiffu.training.planning import explained
+from defectdiffu.training.step import TrainingStep, attention_kernel
 
 SHARE_FOR_STEPS = 0.95  # of the minutes left; the rest is for checkpoints, validation and the export
 
@@ -82,42 +84,32 @@ def _train(
     trained_on = {product: [d for p, d in pairs if p == product] for product in sorted(set(pictures.products))}
     pipe = build_pipeline(preset, vae, trained_on)
     pipe.to(accelerator.device)
-    denoiser = Denoiser(pipe.transformer, pipe.encoder, preset).to(accelerator.device)
-    if preset.training.compile:
-        denoiser.transformer.compile()
-    if preset.training.gradient_checkpointing:
-        pipe.transformer.enable_gradient_checkpointing()
+    settings = preset.training
+    told, numbers = conditions_told(latents, preset.model.null_product)
+    step = denoising_step(Denoiser(pipe.transformer, pipe.encoder, told, preset), preset, accelerator)
 
-    def watch(step: int, log: dict) -> None:
+    def watch(number: int, log: dict) -> None:
         pipe.encoder.forget()
         if watched_latents is not None:
-            log["val"] = validate(denoiser, watched_latents, preset, accelerator)
+            log["val"] = validate(pipe, watched_latents, preset, accelerator)
         if accelerator.is_main_process and pairs:
-            save_grid(pipe, pairs, out / "samples" / f"{step:08d}.png")
+            save_grid(pipe, pairs, out / "samples" / f"{number:08d}.png")
 
-    def batch_at(step: int) -> dict:
-        return draw_batch(latents, preset, step, accelerator)
+    def batch_at(number: int) -> dict[str, Tensor]:
+        return share_of_process(accelerator, draw_batch(latents, numbers, preset, number))
 
-    settings = preset.training
-    steps = settings.steps
-    if settings.minutes is not None:
-        steps = planned_steps(accelerator, denoiser, batch_at, preset, out, began)
     with explained(preset, precision(), accelerator.num_processes):
+        planned = settings.minutes is not None
         fit(
-            accelerator,
-            denoiser,
+            step,
             batch_at,
             out / "checkpoints",
-            steps=steps,
+            steps=planned_steps(step, batch_at, preset, out, began) if planned else settings.steps,
             learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
             warmup_steps=settings.warmup_steps,
             ema_decay=settings.ema_decay,
-            max_grad_norm=settings.max_grad_norm,
             checkpoint_every=settings.checkpoint_every,
             label="transformer",
-            accumulate=settings.accumulate,
-            average_on_cpu=settings.average_on_cpu,
             every=settings.sample_every,
             watch=watch,
         )
@@ -127,20 +119,18 @@ def _train(
     return out
 
 
-def planned_steps(
-    accelerator: Accelerator, denoiser: Denoiser, batch_at: Callable, preset: Preset, out: Path, began: float
-) -> int:
+def planned_steps(step: TrainingStep, batch_at: Callable, preset: Preset, out: Path, began: float) -> int:
     """Number of steps that fit into `training.minutes`, counted from `began`; saved, so a resumed run keeps it."""
     file = out / "plan.json"
     if not file.is_file():
         assert preset.training.minutes is not None  # else there is nothing to plan
-        per_step = seconds_per_step(accelerator, denoiser, batch_at, preset.training.accumulate)
+        per_step = seconds_per_step(step, batch_at)
         left = preset.training.minutes * 60 - (time.perf_counter() - began)
         steps = max(1, int(SHARE_FOR_STEPS * left / per_step))
-        if accelerator.is_main_process:
+        if step.accelerator.is_main_process:
             plan = {"steps": steps, "seconds_per_step": per_step, "samples": steps * preset.training.batch_size}
             write_json(file, plan)
-        accelerator.wait_for_everyone()
+        step.accelerator.wait_for_everyone()
     return json.loads(file.read_text())["steps"]
 
 
@@ -228,27 +218,26 @@ def _differences(a: dict, b: dict, where: str = "") -> Iterator[tuple[str, Any, 
 
 
 @torch.no_grad()
-def validate(denoiser: Denoiser, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
+def validate(pipe: DefectDiffuPipeline, latents: Latents, preset: Preset, accelerator: Accelerator) -> dict[str, float]:
     """Mean loss terms over all validation pictures, no conditions dropped, always with the same noise and steps."""
-    device = latents.image.device
+    pairs = list(zip(latents.products, latents.defects, strict=True))  # of each picture
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, pairs, preset)
+    device, n = latents.image.device, len(latents.image)
     _, generator = stream(device, preset.training.seed, 3)
+    batch = {
+        "x": latents.image[:, 0].float(),
+        "noise": torch.randn(latents.image[:, 0].shape, generator=generator, device=device),
+        "t": torch.randint(TRAIN_STEPS, (n,), generator=generator, device=device),
+        "mask": latents.mask[:, 0].float(),
+        "region": latents.region[:, 0].float(),
+        "pair": torch.arange(n, device=device),
+    }
     total: dict[str, float] = {}
-    n, size = len(latents.image), preset.training.batch_size
-    noise = torch.randn(latents.image[:, 0].shape, generator=generator, device=device)
-    t = torch.randint(TRAIN_STEPS, (n,), generator=generator, device=device)
-    for start in range(0, n, size):
-        rows = slice(start, start + size)
-        batch: dict[str, Any] = {
-            "x": latents.image[rows, 0].float(),
-            "noise": noise[rows],
-            "t": t[rows],
-            "mask": latents.mask[rows, 0].float(),
-            "region": latents.region[rows, 0].float(),
-        }
-        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        batch |= {"products": latents.products[rows], "defects": latents.defects[rows]}
-        for key, value in denoiser(batch).items():
-            total[key] = total.get(key, 0.0) + float(value) * len(batch["x"]) / n
+    for rows in torch.arange(n, device=device).split(preset.training.batch_size):
+        with accelerator.autocast(), attention_kernel(accelerator):
+            terms = denoiser({key: value[rows] for key, value in batch.items()})
+        for key, value in terms.items():
+            total[key] = total.get(key, 0.0) + float(value) * len(rows) / n
     return total
 
 
