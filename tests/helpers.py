@@ -18,7 +18,7 @@ PRODUCTS = ("hazelnut", "tile")
 DEFECTS = ("crack", "hole")
 
 # The CPU and one thread, so that sums have a fixed order and results are the same to the bit.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU only for tests that are given one
 torch.set_num_threads(1)
 # Fork children from a server that has imported everything: a new process takes milliseconds instead of seconds.
 processes = multiprocessing.get_context("forkserver")

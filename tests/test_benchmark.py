@@ -3,11 +3,13 @@ import torch
 from helpers import tiny_preset
 
 from defectdiffu import InputError
-from defectdiffu.benchmark import benchmark, build, random_batch, training_flop
+from defectdiffu.benchmark import benchmark, build, training_flop
+from defectdiffu.training.denoiser import Denoiser
 
 
 def test_ours_beside_the_baseline():
     result = benchmark(tiny_preset(), repeats=1, baseline=True)
+    assert result["matrix_product_size"] == 2048
     for name in ("training", "sampling"):
         for prefix in ("", "baseline_"):
             speed = result[f"{prefix}{name}_samples_per_second"]
@@ -30,9 +32,11 @@ def test_one_part_alone():
 def test_work_is_counted_by_its_formula():
     """2 per weight and token in every product, and the attention's two products; forward three times."""
     preset = tiny_preset(model={"background_blocks": 1, "defect_blocks": 1, "fusion_blocks": 1, "width": 32})
-    pipe, _ = build(preset, torch.device("cpu"))
-    batch = random_batch(preset, torch.device("cpu"))
+    pipe = build(preset, torch.device("cpu"))
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, [("hazelnut", "crack")], preset)
+    n = preset.training.batch_size
+    batch = {"x": torch.zeros(n, 4, 8, 8), "t": torch.zeros(n), "pair": torch.zeros(n, dtype=torch.long)}
     tokens, width = 16, 32
     blocks = 3 * (2 * 12 * tokens * width**2 + 4 * tokens**2 * width)
-    counted = training_flop(pipe, batch) / len(batch["x"]) / 3
+    counted = training_flop(denoiser, batch) / len(batch["x"]) / 3
     assert blocks < counted < 2 * blocks  # the rest: modulation, cross-attention, patches, mask head

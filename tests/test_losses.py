@@ -146,13 +146,16 @@ def test_variance_bound_trains_the_variance_only():
 # In the model
 
 
+PAIRS = [("tile", "crack"), ("hazelnut", "hole")]
+
+
 def random_batch(region: float) -> dict:
     torch.manual_seed(1)
     x, noise, mask = torch.randn(3, 2, 4, 8, 8)
-    names = {"products": ["tile", "hazelnut"], "defects": ["crack", "hole"]}
     regions = torch.zeros(2, 8, 8)
     regions[:, :4, :4] = region
-    return {"x": x, "noise": noise, "mask": mask, "region": regions, "t": torch.tensor([10, 700]), **names}
+    t, pair = torch.tensor([10, 700]), torch.arange(2)
+    return {"x": x, "noise": noise, "mask": mask, "region": regions, "t": t, "pair": pair}
 
 
 def attention_gradient(**loss) -> float:
@@ -162,7 +165,7 @@ def attention_gradient(**loss) -> float:
         block.cross_attention.to_v.weight.data.zero_()
         block.cross_attention.to_q.weight.data.mul_(3)
     preset = tiny_preset(loss={"mask_weight": 0.0, **loss})
-    terms = Denoiser(pipe.transformer, pipe.encoder, preset)(random_batch(1.0))
+    terms = Denoiser(pipe.transformer, pipe.encoder, PAIRS, preset)(random_batch(1.0))
     terms["loss"].backward()
     return float(pipe.transformer.defect_part[0].cross_attention.to_q.weight.grad.abs().max())
 
@@ -177,12 +180,12 @@ def test_terms_add_up_and_a_fixed_ratio_scales_the_defect_term():
     pipe = random_pipeline()
     with torch.no_grad():
         one, two = (
-            Denoiser(pipe.transformer, pipe.encoder, tiny_preset(loss={"fixed_ratio": r, "mask_weight": 0.2}))(
+            Denoiser(pipe.transformer, pipe.encoder, PAIRS, tiny_preset(loss={"fixed_ratio": r, "mask_weight": 0.2}))(
                 random_batch(1.0)
             )
             for r in (3.0, 6.0)
         )
-        good = Denoiser(pipe.transformer, pipe.encoder, tiny_preset())(random_batch(0.0))
+        good = Denoiser(pipe.transformer, pipe.encoder, PAIRS, tiny_preset())(random_batch(0.0))
     assert float(two["defect"]) == pytest.approx(2 * float(one["defect"]))
     assert float(one["loss"]) == pytest.approx(float(one["noise"] + one["defect"] + 0.2 * one["mask"]))
     assert float(good["defect"]) == 0
@@ -191,7 +194,7 @@ def test_terms_add_up_and_a_fixed_ratio_scales_the_defect_term():
 
 def test_a_learned_variance_adds_its_term():
     pipe = random_pipeline(model={"learn_sigma": True})
-    terms = Denoiser(pipe.transformer, pipe.encoder, tiny_preset(loss={"mask_weight": 0.2}))(random_batch(1.0))
+    terms = Denoiser(pipe.transformer, pipe.encoder, PAIRS, tiny_preset(loss={"mask_weight": 0.2}))(random_batch(1.0))
     parts = terms["noise"] + terms["defect"] + 0.2 * terms["mask"] + terms["variance"]
     torch.testing.assert_close(terms["loss"], parts)
     terms["variance"].backward()

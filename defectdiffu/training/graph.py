@@ -32,10 +32,12 @@ def record(work: Callable[[], Any]) -> Callable[[], Any]:
     """Call `work` a few times, record it, and return the function that replays it. The recording runs no kernel."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is set up on the default stream could not be recorded
-        for _ in range(WARM_UP):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.stream(side):  # what is set up on the default stream could not be recorded
+            for _ in range(WARM_UP):
+                work()
+    finally:
+        torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = work()

@@ -36,9 +36,8 @@ class PromptTable:
         prompts = list(dict.fromkeys(prompt for part in parts for prompt in part))  # M
         row = {prompt: i for i, prompt in enumerate(prompts)}
         self.tokens, self.token_mask = encoder.tokenise(prompts)  # (M, L), (M, L)
-        self.rows = torch.tensor(
-            [[row[prompt] for prompt in part] for part in parts], device=self.tokens.device
-        )  # (3, K)
+        rows = torch.tensor([[row[prompt] for prompt in part] for part in parts])  # (3, K)
+        self.rows = rows.to(self.tokens.device)
         self._embedded: PromptEmbedding | None = None
         if not trained:
             with torch.no_grad():
@@ -49,7 +48,6 @@ class PromptTable:
         table = self.encoder.embed(self.tokens, self.token_mask) if self._embedded is None else self._embedded
         assert table.tokens is not None  # as `embed` gives them
         product, defect, fusion = self.rows[:, pair]  # 3 x (B,)
-        # `F.embedding`, since the gradient of plain indexing is added up in no fixed order on a GPU.
         tokens = F.embedding(defect, table.tokens.flatten(1)).unflatten(1, table.tokens.shape[1:])  # (B, L, D)
         return Conditions(
             PromptEmbedding(F.embedding(product, table.pooled)),

@@ -90,10 +90,12 @@ def _train(
 
     def watch(number: int, log: dict) -> None:
         pipe.encoder.forget()
-        if watched_latents is not None:
-            log["val"] = validate(pipe, watched_latents, preset, accelerator)
-        if accelerator.is_main_process and pairs:
-            save_grid(pipe, pairs, out / "samples" / f"{number:08d}.png")
+        # Batches of other sizes, for which compiled blocks would have to be compiled again.
+        with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+            if watched_latents is not None:
+                log["val"] = validate(pipe, watched_latents, preset, accelerator)
+            if accelerator.is_main_process and pairs:
+                save_grid(pipe, pairs, out / "samples" / f"{number:08d}.png")
 
     def batch_at(number: int) -> dict[str, Tensor]:
         return share_of_process(accelerator, draw_batch(latents, numbers, preset, number))

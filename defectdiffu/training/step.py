@@ -6,7 +6,7 @@ Whatever changes from one step to the next is in tensors, so that a CUDA graph o
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -145,21 +145,21 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 @torch.no_grad()
-def follow(average: list[Tensor], parameters: list[nn.Parameter], weight: Tensor) -> None:
+def follow(average: list[Tensor], parameters: Sequence[Tensor], weight: Tensor) -> None:
     """average += weight (parameters - average), for all tensors together."""
+    newest = [p.to(weight.device) for p in parameters]
     if weight.device.type == "cpu":
-        torch._foreach_lerp_(average, [p.to("cpu") for p in parameters], float(weight))  # reads everything once
+        torch._foreach_lerp_(average, newest, float(weight))  # reads and writes everything only once
     else:  # a number would be fixed in a CUDA graph
-        change = torch._foreach_sub(parameters, average)
+        change = torch._foreach_sub(newest, average)
         torch._foreach_mul_(change, weight)
         torch._foreach_add_(average, change)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """A batch as equal parts."""
-    return [
-        dict(zip(batch, values, strict=True)) for values in zip(*(v.chunk(parts) for v in batch.values()), strict=True)
-    ]
+    chunks = (value.chunk(parts) for value in batch.values())
+    return [dict(zip(batch, values, strict=True)) for values in zip(*chunks, strict=True)]
 
 
 def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:

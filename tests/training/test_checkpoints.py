@@ -112,18 +112,20 @@ def test_what_a_kill_left_is_cleared_away(tmp_path):
 
 
 def test_an_optimiser_goes_on_from_its_tensors():
-    def steps(parameter, optimizer, gradients):
+    def steps(parameters, optimizer, gradients):
         for gradient in gradients:
-            parameter.grad = gradient.clone()
+            for parameter, value in zip(parameters, gradient, strict=True):
+                parameter.grad = value.clone()
             optimizer.step()
 
-    gradients = torch.randn(6, 4)
-    one = torch.nn.Parameter(torch.zeros(4))
-    first = torch.optim.AdamW([one], 0.1)
-    steps(one, first, gradients[:3])
-    two = torch.nn.Parameter(one.detach().clone())
-    second = torch.optim.AdamW([two], 0.1)
-    load_optimizer_tensors(second, {k: v.clone() for k, v in optimizer_tensors(first).items()})
-    steps(one, first, gradients[3:])
-    steps(two, second, gradients[3:])
-    assert torch.equal(one, two)
+    gradients = torch.randn(6, 2, 4)
+    ones = [torch.nn.Parameter(torch.zeros(4)) for _ in range(2)]
+    first = torch.optim.AdamW(ones, 0.1)
+    steps(ones, first, gradients[:3])
+    twos = [torch.nn.Parameter(p.detach().clone()) for p in ones]
+    groups = [{"params": twos[1:]}, {"params": twos[:1]}]
+    second = torch.optim.AdamW(groups, 0.1)  # in other groups, and in another order
+    load_optimizer_tensors(second, twos, {k: v.clone() for k, v in optimizer_tensors(first, ones).items()})
+    steps(ones, first, gradients[3:])
+    steps(twos, second, gradients[3:])
+    assert all(map(torch.equal, ones, twos))

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from defectdiffu import InputError
 from defectdiffu.machine import precision
 from defectdiffu.training.loop import fit, schedule, seconds_per_step
+from defectdiffu.training.step import TrainingStep
 
 
 class Toy(nn.Module):
@@ -20,20 +21,25 @@ class Toy(nn.Module):
         self.linear = nn.Linear(3, 1)
 
     def forward(self, batch):
-        return {"loss": (self.linear(batch["x"]) - batch["y"]).square().mean() * batch["scale"]}
+        return {"loss": ((self.linear(batch["x"]) - batch["y"]).square() * batch["scale"]).mean()}
 
 
 def toy_batch(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(8, 3, generator=generator)
-    return {"x": x, "y": x.sum(1, keepdim=True), "scale": 1.0}
+    return {"x": x, "y": x.sum(1, keepdim=True), "scale": torch.ones(8, 1)}
+
+
+def toy_step(toy: Toy | None = None) -> TrainingStep:
+    return TrainingStep(Accelerator(mixed_precision=precision()), toy or Toy())
 
 
 def fit_toy(folder: Path, batch_at=toy_batch, **changes) -> Toy:
-    settings = {"steps": 30, "learning_rate": 0.1, "weight_decay": 0.0, "warmup_steps": 3, "ema_decay": 0.9}
-    settings |= {"max_grad_norm": 1.0, "checkpoint_every": 10, "label": "toy"}
-    accelerator = Accelerator(mixed_precision=precision())
-    return fit(accelerator, Toy(), batch_at, folder / "checkpoints", **settings | changes)
+    settings = {"steps": 30, "learning_rate": 0.1, "warmup_steps": 3, "ema_decay": 0.9}
+    settings |= {"checkpoint_every": 10, "label": "toy"}
+    step = toy_step()
+    fit(step, batch_at, folder / "checkpoints", **settings | changes)
+    return step.module
 
 
 @pytest.fixture
@@ -42,8 +48,8 @@ def after_each_step():
     seen = []
 
     def record(optimizer, *_):
-        (group,) = optimizer.param_groups
-        seen.append((group["lr"], [p.detach().clone() for p in group["params"]]))
+        groups = optimizer.param_groups
+        seen.append((float(groups[0]["lr"]), [p.detach().clone() for group in groups for p in group["params"]]))
 
     handle = register_optimizer_step_post_hook(record)
     yield seen
@@ -98,11 +104,13 @@ def test_watched_with_averaged_weights_that_are_put_back(tmp_path, after_each_st
 
 def test_a_loss_that_is_no_number_is_named(tmp_path):
     with pytest.raises(InputError, match=r"toy: the loss is .* at step 30; lower learning_rate"):
-        fit_toy(tmp_path, batch_at=lambda step: toy_batch(step) | {"scale": float("inf")})
+        fit_toy(tmp_path, batch_at=lambda step: toy_batch(step) | {"scale": torch.full((8, 1), float("inf"))})
 
 
-def test_measuring_the_rate_leaves_the_module_as_it_is():
-    toy = Toy()
-    before = {name: value.clone() for name, value in toy.state_dict().items()}
-    assert 0 < seconds_per_step(Accelerator(), toy, toy_batch, 1, seconds=0.05) < 1
-    assert all(torch.equal(value, before[name]) for name, value in toy.state_dict().items())
+def test_measuring_the_rate_leaves_the_training_as_it_is(tmp_path):
+    step = toy_step()
+    before = {name: value.clone() for name, value in step.tensors().items()}
+    assert 0 < seconds_per_step(step, toy_batch, seconds=0.05) < 1
+    after = step.tensors()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(value.any() for name, value in after.items() if name not in before)  # moments, all zero
