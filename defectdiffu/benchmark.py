@@ -90,6 +90,7 @@ def train_ours(preset: Preset) -> Work:
     told, numbers = conditions_told(latents, preset.model.null_product)
     pipe = build(preset, accelerator.device)
     denoiser = Denoiser(pipe.transformer, pipe.encoder, told, preset)
+    flop = training_flop(denoiser, draw_batch(latents, numbers, preset, 0))  # counted before anything is compiled
     step = denoising_step(denoiser, preset, accelerator)
     step.set(preset.training.learning_rate, preset.training.ema_decay)
     steps = itertools.count()
@@ -97,8 +98,7 @@ def train_ours(preset: Preset) -> Work:
     def take() -> None:
         step(draw_batch(latents, numbers, preset, next(steps)))
 
-    batch = draw_batch(latents, numbers, preset, 0)
-    return take, preset.training.batch_size, training_flop(denoiser, batch)
+    return take, preset.training.batch_size, flop
 
 
 def train_baseline(preset: Preset) -> Work:
