@@ -130,13 +130,14 @@ def test_biases_norms_and_embeddings_do_not_decay():
     assert len(others["params"]) == 5
 
 
+def step_with(**settings) -> TrainingStep:
+    pipe, preset = random_pipeline(), tiny_preset(training=settings)
+    denoiser = Denoiser(pipe.transformer, pipe.encoder, [("tile", "crack")], preset)
+    return denoising_step(denoiser, preset, build_accelerator("no"))
+
+
 def test_what_keeps_a_step_from_being_recorded_is_said(capsys):
-    pipe = random_pipeline()
-    preset = tiny_preset(training={"cuda_graph": True})
-    step = denoising_step(
-        Denoiser(pipe.transformer, pipe.encoder, [("tile", "crack")], preset), preset, build_accelerator("no")
-    )
-    assert not step.cuda_graph
+    assert not step_with(cuda_graph=True).cuda_graph
     assert capsys.readouterr().err == "training.cuda_graph: steps run without, there is no CUDA device\n"
 
 
@@ -152,10 +153,5 @@ def test_each_obstacle_is_named_by_its_setting(settings):
 
 
 def test_blocks_are_compiled_one_by_one():
-    pipe = random_pipeline()
-    preset = tiny_preset(training={"compile": True})
-    denoising_step(
-        Denoiser(pipe.transformer, pipe.encoder, [("tile", "crack")], preset), preset, build_accelerator("no")
-    )
-    compiled = {type(m) for m in pipe.transformer.modules() if m._compiled_call_impl is not None}
-    assert compiled == {Block}
+    modules = step_with(compile=True).module.modules()
+    assert {type(m) for m in modules if m._compiled_call_impl is not None} == {Block}
