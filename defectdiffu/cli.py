@@ -206,7 +206,8 @@ def train(
 ) -> None:
     """Train on folders of images; OUT is then a model to generate with.
 
-    `tiny` adapts the weights that come with the package, including the autoencoder, unless --from-scratch is given.
+    `tiny` and `book` adapt the weights that come with the package, including the autoencoder, unless --from-scratch is
+    given.
     """
     settings = load_preset(preset)
     if from_scratch:
@@ -236,7 +237,7 @@ def generate(
     product: Annotated[str, typer.Option(help="A product that the weights know.")],
     out: Annotated[Path, typer.Option(help="Images and masks go here, in MVTec AD's layout.")],
     defect: Annotated[str, typer.Option(help="A defect that the weights know, or good.")] = "good",
-    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "book",
     num: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 4,
     w_d: Annotated[float | None, typer.Option(help="Strength of the defect.")] = None,
     w_p: Annotated[float | None, typer.Option(help="Strength of the product.")] = None,
