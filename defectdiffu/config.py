@@ -29,6 +29,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Self:
+        """The inverse of `model_dump`; missing keys take their defaults.
+
+        Raises `InputError`, naming the key and what it may be, for unknown keys and values out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(map(_message, error.errors()))) from error
+
 
 class AttentionSettings(Settings):
     width: Size
@@ -150,17 +161,6 @@ class Preset(Settings):
     def to_dict(self) -> dict:
         return self.model_dump()
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "Preset":
-        """The inverse of `to_dict`; missing keys take their defaults.
-
-        Raises `InputError`, naming the key and what it may be, for unknown keys and values out of range.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InputError("; ".join(map(_message, error.errors()))) from error
-
     def replace(self, **changes: Any) -> "Preset":
         """A copy with some settings changed: `preset.replace(training={"steps": 100}, image_size=64)`."""
         values = self.to_dict()
@@ -259,4 +259,6 @@ def load_preset(name: str, _seen: tuple[Path, ...] = ()) -> Preset:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the preset {name}: {error}") from error
     base = values.pop("base", None) if isinstance(values, dict) else None
+    if not isinstance(base, str | None):
+        raise InputError(f"the preset {name} has the base {base!r}: it must be the name of a preset or of a JSON file")
     return Preset.from_dict(values) if base is None else load_preset(base, (*_seen, path)).replace(**values)
