@@ -83,6 +83,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         super().__init__()
         autoencoder.fix_tiling(vae)
         follow(scheduler, transformer.config.prediction)  # so that it is saved with it
+        # Loaded by transformers alone it would keep the precision of the file, unlike the other parts.
+        text_encoder.to(transformer.dtype)  # type: ignore[arg-type]  # its wrapper hides the types of `Module.to`
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
