@@ -33,7 +33,7 @@ $(MATHJAX): $(READY)
 # Their settings are the full ones; DEFECTDIFFU_FAST=1 in the environment makes them small.
 book: $(READY) $(MATHJAX)
 	rm -rf _build/pairs _build/source _build/html
-	$(BIN)/defectdiffu generate --weights tiny --product hazelnut --defect crack --num 4 --seed 0 --out _build/pairs
+	$(BIN)/defectdiffu generate --weights book --product hazelnut --defect hole --num 4 --seed 0 --out _build/pairs
 	mkdir -p _build/source/notebooks
 	cp -r _config.yml _toc.yml book _build/source
 	for notebook in $(NOTEBOOKS); do \
@@ -75,8 +75,10 @@ notebooks: $(READY)
 figures: $(READY)
 	$(BIN)/python -c 'from defectdiffu.drawn.procedural import contact_sheet; \
 	  contact_sheet().save("book/figures/contact_sheet.webp", quality=80, method=6)'
-	$(BIN)/python -c 'from defectdiffu import DefectDiffuPipeline, viz; \
-	  viz.weights_sheet(DefectDiffuPipeline.from_pretrained("tiny")).save("book/figures/tiny_sheet.webp", quality=80, method=6)'
+	for weights in tiny book; do $(BIN)/python -c "from defectdiffu import DefectDiffuPipeline, viz; \
+	  viz.weights_sheet(DefectDiffuPipeline.from_pretrained('$$weights')) \
+	  .save('book/figures/$${weights}_sheet.webp', quality=80, method=6)" || exit 1; done
+	$(BIN)/python book/draw_home.py
 
 clean:
 	rm -rf _build .venv $(MATHJAX)

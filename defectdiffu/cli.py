@@ -4,13 +4,13 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from defectdiffu import __version__
 from defectdiffu.config import load_preset
-from defectdiffu.errors import InputError
+from defectdiffu.errors import InputError, printable
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -32,6 +32,9 @@ Real = Annotated[Path, typer.Option(help="Real or rendered pairs of the same pro
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 
 
+UsageError: Any = typer.BadParameter.__bases__[0]  # typer has it from click or from its own copy of click
+
+
 class Stopped(BaseException):
     """Ctrl-C; typer itself would turn a KeyboardInterrupt into "Aborted"."""
 
@@ -44,16 +47,22 @@ def main() -> None:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
-        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"defectdiffu: {message}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except UsageError as error:
+        _fail(error.format_message())
     except Stopped:
         print("\ndefectdiffu: stopped; what is finished stays, and the same command resumes", file=sys.stderr)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _fail(message: str) -> NoReturn:
+    if message:  # empty where a group of commands was called alone and has printed its help
+        print(f"defectdiffu: {printable(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _print_version(asked: bool) -> None:
@@ -97,7 +106,7 @@ def data_render(
 
     pairs = _names(products), _names(defects)
     write_dataset(out, *pairs, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
-    print(out)
+    print(printable(out))
 
 
 @data_app.command("check")
@@ -113,10 +122,10 @@ def data_check(
 
     problems, notices = examine(folder, size)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     for notice in notices:
-        print(f"warning: {notice}")
-    print(f"{len(problems)} problem(s), {len(notices)} warning(s) in {folder}", file=sys.stderr)
+        print(printable(f"warning: {notice}"))
+    print(f"{len(problems)} problem(s), {len(notices)} warning(s) in {printable(folder)}", file=sys.stderr)
     sys.exit(1 if problems else 0)
 
 
@@ -155,7 +164,7 @@ def data_download(name: str, out: Path) -> None:
     """Print the licence of a public data set and fetch its archive into OUT: mvtec, visa or ksdd2."""
     from defectdiffu.data.datasets import download
 
-    print(download(name, out))
+    print(printable(download(name, out)))
 
 
 @data_app.command("convert")
@@ -206,7 +215,8 @@ def train(
 ) -> None:
     """Train on folders of images; OUT is then a model to generate with.
 
-    `tiny` adapts the weights that come with the package, including the autoencoder, unless --from-scratch is given.
+    `tiny` and `book` adapt the weights that come with the package, including the autoencoder, unless --from-scratch is
+    given.
     """
     settings = load_preset(preset)
     if from_scratch:
@@ -228,7 +238,7 @@ def train(
         return
     from defectdiffu.training.run import train as run
 
-    print(run(settings, data, out, val))
+    print(printable(run(settings, data, out, val)))
 
 
 @app.command()
@@ -236,7 +246,7 @@ def generate(
     product: Annotated[str, typer.Option(help="A product that the weights know.")],
     out: Annotated[Path, typer.Option(help="Images and masks go here, in MVTec AD's layout.")],
     defect: Annotated[str, typer.Option(help="A defect that the weights know, or good.")] = "good",
-    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "book",
     num: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 4,
     w_d: Annotated[float | None, typer.Option(help="Strength of the defect.")] = None,
     w_p: Annotated[float | None, typer.Option(help="Strength of the product.")] = None,
@@ -281,7 +291,7 @@ def generate(
     if check:
         note = f", of {len(record['ratios'])} that were checked"
     if main:
-        print(f"{done} of {num} pairs in {out}{note}")
+        print(f"{done} of {num} pairs in {printable(out)}{note}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -41,3 +41,8 @@ def check_number(what: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:  # NaN fails this comparison, too
         raise InputError(f"{what} is {value}: it must be from {low:g} to {high:g}")
     return value
+
+
+def printable(text: object) -> str:
+    """A text with line breaks, escape codes and bytes that are not UTF-8 written out: names of files may have them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -102,6 +102,14 @@ def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     """Write `value` as JSON, atomically. Raises ValueError for numbers that are not finite, which JSON cannot hold."""
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """The inverse of `write_json`. Raises `InputError`, which names the file and ends with `cure`, if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): {cure}") from error
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict) -> None:

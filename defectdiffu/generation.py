@@ -23,14 +23,15 @@ from tqdm import tqdm
 
 from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED
 from defectdiffu.errors import InputError, check_folder_name, check_number
-from defectdiffu.files import locked, write_atomically, write_json, writing
+from defectdiffu.files import locked, read_json, write_atomically, write_json, writing
 from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
-from defectdiffu.pipeline import SHIPPED, DefectDiffuPipeline
+from defectdiffu.pipeline import DefectDiffuPipeline
 from defectdiffu.selfcheck import LARGEST_RATIO
 
 ATTEMPTS = 8  # at most this many times as many seeds as pairs are tried
 MOST_PAIRS = 10**6
+IN_RECORDS = {"product", "defect", "seeds", "seeds_without_mask"}  # that a later call needs
 GOOD_TESTED = 5  # one defect-free picture in so many is for testing
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} pictures [{elapsed}<{remaining}]"
 BATCH = 8  # images sampled together; a resumed run has the same batches, so that results are the same to the bit
@@ -132,7 +133,7 @@ def generate_folder(
             with tqdm(total=num, desc=f"{product} {defect}", disable=None if main else True, bar_format=BAR) as bar:
                 while batch := list(islice(seeds, num - len(pairs_of(found)))):
                     sample(pipe, product, defect, batch, settings, batch_size, work, processes, bar)
-                    found |= {s: json.loads((work / f"{s}.json").read_text()) for s in batch}
+                    found |= {s: read_json(work / f"{s}.json", f"remove {work}") for s in batch}
                     bar.total = min(len(found) + num - len(pairs_of(found)), attempts * num)
         except InputError:
             if not any(work.glob("*.png")):  # nothing is lost, and the next call may have other settings
@@ -187,7 +188,7 @@ def begin(work: Path, settings: dict[str, Any], append: bool, processes: Partial
     """
     file = work / "settings.json"
     if file.is_file() and any(work.glob("*.png")):
-        begun = json.loads(file.read_text())
+        begun = read_json(file, f"remove {work}, whose pictures are of unknown settings, or choose another --out")
         if changes := [f"{k}: {begun.get(k)!r} there, {v!r} asked" for k, v in settings.items() if begun.get(k) != v]:
             raise InputError(
                 f"{work} holds a generation that was stopped, with other settings ({'; '.join(changes[:3])}): "
@@ -285,11 +286,11 @@ def finish(work: Path, home: Path, defect: str, seeds: Sequence[int], first: dic
 
 def read_records(out: Path) -> list[dict]:
     """What out/generation.json holds: a record of each call. Raises `InputError` where it is damaged."""
-    file = out / "generation.json"
-    try:
-        return json.loads(file.read_text()) if file.exists() else []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged ({error}): repair it, move it away, or choose another --out") from error
+    file, cure = out / "generation.json", "repair it, move it away, or choose another --out"
+    records = read_json(file, cure) if file.exists() else []
+    if not isinstance(records, list) or any(not isinstance(r, dict) or not r.keys() >= IN_RECORDS for r in records):
+        raise InputError(f"{file} is not a list of records with {', '.join(sorted(IN_RECORDS))}: {cure}")
+    return records
 
 
 def add_record(out: Path, record: dict) -> None:
@@ -304,9 +305,8 @@ def weakness(pipe: DefectDiffuPipeline, product: str, defect: str) -> str | None
 
     Pairs that were not measured, and weights without a record, give none.
     """
-    name = str(pipe.config.get("_name_or_path", ""))
-    file = next((f / name / "oracle.json" for f in (SHIPPED, Path()) if (f / name / "oracle.json").is_file()), None)
-    if not name or file is None:
+    file = pipe.oracle
+    if file is None:
         return None
     try:
         record = json.loads(file.read_text())

@@ -18,14 +18,6 @@ from defectdiffu.prompts import Conditions, PromptEmbedding, PromptEncoder
 
 
 def drop_conditions(
-    product: str, defect: str, null_product: str, p1: float, p2: float, rng: np.random.Generator
-) -> tuple[str, str]:
-    """Algorithm 1: the conditions (product, defect) of one training image, by name; see `draw_dropped`."""
-    (no_product,), (no_defect,) = draw_dropped(np.array([defect != GOOD]), p1, p2, rng)
-    return null_product if no_product else product, GOOD if no_defect else defect
-
-
-def draw_dropped(
     has_defect: np.ndarray, p1: float, p2: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Algorithm 1: which of B training images lose their product and which their defect; all arrays are (B,) bool.

@@ -24,10 +24,11 @@ from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, evaluate_branches, guide
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
+from defectdiffu.model_card import model_card
 from defectdiffu.pictures import to_uint8
 from defectdiffu.prompts import Conditions, PromptEncoder
 from defectdiffu.selfcheck import LARGEST_RATIO, PASS, change_ratio
-from defectdiffu.weight_files import check_finite, check_weights
+from defectdiffu.weight_files import SCHEDULERS, check_finite, check_weights
 
 PREDICTION_TYPES = {"noise": "epsilon", "velocity": "v_prediction"}  # their names in diffusers
 SHIPPED = Path(__file__).parent / "weights"
@@ -53,8 +54,10 @@ class DefectDiffuPipeline(DiffusionPipeline):
         pipe = DefectDiffuPipeline.from_pretrained("tiny")
         out = pipe(product="hazelnut", defect="crack", w_d=1.5, num_images=4, seeds=[0, 1, 2, 3])
 
-    `scheduler` may be any diffusers scheduler that supports the transformer's prediction, noise or velocity, and is set
-    to it. guidance, w_p, w_d, num_inference_steps: the defaults of a call.
+    `scheduler`, made by `from_config(pipe.scheduler.config)`, is set to the transformer's prediction. These of
+    diffusers work: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler, UniPCMultistepScheduler; others are
+    refused. guidance, w_p, w_d, num_inference_steps: the defaults of a call.
     """
 
     transformer: DefectDiffuTransformer
@@ -80,6 +83,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         super().__init__()
         autoencoder.fix_tiling(vae)
         follow(scheduler, transformer.config.prediction)  # so that it is saved with it
+        # Loaded by transformers alone it would keep the precision of the file, unlike the other parts.
+        text_encoder.to(transformer.dtype)  # type: ignore[arg-type]  # its wrapper hides the types of `Module.to`
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
@@ -98,6 +103,13 @@ class DefectDiffuPipeline(DiffusionPipeline):
     @property
     def defects(self) -> list[str]:
         return sorted({d for defects in self.pairs.values() for d in defects})
+
+    @property
+    def oracle(self) -> Path | None:
+        """The record of `evaluate oracle` that lies beside the weights, where there is one."""
+        name = str(self.config.get("_name_or_path", ""))
+        files = (folder / name / "oracle.json" for folder in (SHIPPED, Path()) if name)
+        return next((file for file in files if file.is_file()), None)
 
     def check_names(self, product: str, defect: str) -> None:
         """Raise `InputError`, with the most similar names, for names that the weights do not know."""
@@ -122,9 +134,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
         with quiet():
             try:
                 pipe = super().from_pretrained(str(folder), **kwargs, use_safetensors=True)
-            except OSError as error:
+            except Exception as error:  # whatever the libraries raise for files that they cannot use
                 if folder.is_dir():
-                    raise InputError(f"the weights in {folder} cannot be loaded: {error}") from error
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise InputError(f"the weights in {folder} cannot be loaded ({reason[:300]})") from error
+                if not isinstance(error, OSError):
+                    raise
                 raise InputError(
                     f"no weights '{name}': not a folder, and the hub cannot be reached or has no weights of that name"
                 ) from error
@@ -132,6 +147,22 @@ class DefectDiffuPipeline(DiffusionPipeline):
             check_finite(getattr(pipe, part), f"the {part} of '{name}'")
         pipe.register_to_config(_name_or_path=str(name))
         return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, with a model card, and with the file that lets diffusers alone find this class."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pipeline.py").write_text("from defectdiffu.pipeline import DefectDiffuPipeline\n")
+        self._write_card(folder)
+        super().save_pretrained(str(folder), *args, **kwargs)
+
+    def _write_card(self, folder: Path) -> None:
+        side = self.transformer.config.sample_size * autoencoder.downsampling(self.vae)
+        (folder / "README.md").write_text(model_card(self.pairs, side, self.oracle))
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        self._write_card(Path(working_dir))  # `push_to_hub` has replaced it by an empty one
+        return super()._upload_folder(working_dir, *args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -266,12 +297,9 @@ class DefectDiffuPipeline(DiffusionPipeline):
 def follow(scheduler: ConfigMixin, prediction: str) -> None:
     """Set a scheduler to the transformer's prediction, and switch off its clipping to [-1, 1], which is for pixels.
 
-    Raises `InputError` for a scheduler without a prediction type.
+    Raises `InputError` for a scheduler that is none of `SCHEDULERS`.
     """
-    if "prediction_type" not in scheduler.config:
-        raise InputError(
-            f"{type(scheduler).__name__} cannot be used: it has no prediction_type (this model predicts {prediction})"
-        )
+    check_choice("scheduler", type(scheduler).__name__, SCHEDULERS)
     scheduler.register_to_config(prediction_type=PREDICTION_TYPES[prediction], clip_sample=False)
 
 

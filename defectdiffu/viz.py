@@ -136,13 +136,29 @@ MOVE = (
 )
 
 
+# The button beside the slider moves it on from frame to frame, and stops it.
+PLAY = (
+    "const range = this.closest('figure').querySelector('input');"
+    "if (this.timer) { clearInterval(this.timer); this.timer = 0; this.textContent = '\u25b6'; return; }"
+    "this.textContent = '\u275a\u275a';"
+    "this.timer = setInterval(() => { range.value = range.value === range.max ? 0 : +range.value + 1;"
+    " range.dispatchEvent(new Event('input')); }, 800);"
+)
+
+
 def static_slider(
-    frames: Sequence[Image.Image], values: Sequence, label: str = "w_d", alt: str = "", start: int = 0
+    frames: Sequence[Image.Image],
+    values: Sequence,
+    label: str = "w_d",
+    alt: str = "",
+    start: int = 0,
+    ends: tuple[str, str] | None = None,
 ) -> HTML:
     """Return a slider over frames that are part of the page: it needs no kernel, no server and no network.
 
     frames, values: one number or name per frame; label: name of the values; alt: text description of the frames;
-    start: index of the first frame shown. Moved by mouse, touch or arrow keys.
+    start: index of the first frame shown; ends: what the two ends of the scale mean, written below them. Moved by
+    mouse, touch, arrow keys or its play button.
     Raises `InputError` if there are no frames or not one value for each.
     """
     if not frames or len(frames) != len(values):
@@ -158,15 +174,21 @@ def static_slider(
     )
     # Black on white for any page colours, and no dimmed frames on a dark page (the theme's class "dark-light");
     # the control is high enough for a finger; a screen reader gets the value only from the control.
+    below = "" if ends is None else "".join(f"<span>{html.escape(end)}</span>" for end in ends)
     return HTML(
         f'<figure style="margin:1em 0;padding:8px;width:fit-content;max-width:100%;box-sizing:border-box;'
         f'background:white;color:black;border-radius:4px">{images}'
-        f'<label style="display:flex;gap:1em;align-items:center;margin:0.25em 0 0">'
+        f'<div style="display:flex;gap:1em;align-items:center;margin:0.25em 0 0">'
+        f'<button type="button" aria-label="play" onclick="{PLAY}" style="width:2.75em;height:2.75em;border:0;'
+        f'border-radius:4px;background:#eee;color:black">\u25b6</button>'
+        f'<label style="display:flex;gap:1em;align-items:center;flex:1;min-width:0">'
         f'<input type="range" min="0" max="{len(frames) - 1}" step="1" value="{start}" autocomplete="off" '
         f'aria-label="{html.escape(label)}" aria-valuetext="{texts[start]}" oninput="{MOVE}" '
         f'style="flex:1;min-width:0;height:2.75em;accent-color:{COLOURS[0]}">'
         f'<output aria-live="off" style="min-width:7em;font-variant-numeric:tabular-nums">{texts[start]}</output>'
-        f"</label></figure>"
+        f"</label></div>"
+        f'<div style="display:flex;justify-content:space-between;margin:0 8em 0 3.75em;font-size:85%">{below}</div>'
+        f"</figure>"
     )
 
 
@@ -211,12 +233,15 @@ def live_slider(
     return ipywidgets.HBox([left, picture], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
+SHEET_SIDE = 96  # pixels, of a picture on `weights_sheet`
+
+
 def weights_sheet(pipe: "DefectDiffuPipeline", strengths: Sequence[float] = (1, 2, 3), seed: int = 0) -> Image.Image:
     """Return generated pictures of every procedural pair, below them the same with the generated mask.
 
-    Each defect at `strengths`, all from one seed; "good" from that seed and the following ones.
+    Each defect at `strengths`, all from one seed; "good" from that seed and the following ones. Pictures larger than
+    `SHEET_SIDE` pixels are scaled down to it.
     """
-
     pairs = [(product, defect) for product, found in PAIRS.items() for defect in (GOOD, *found)]
     frames = [(pair, w_d, seed + i * (pair[1] == GOOD)) for pair in pairs for i, w_d in enumerate(strengths)]
     out = pipe(
@@ -228,5 +253,8 @@ def weights_sheet(pipe: "DefectDiffuPipeline", strengths: Sequence[float] = (1, 
     )
     drawn: dict[tuple[str, str], list] = {pair: [] for pair in pairs}
     for (pair, *_), image, mask in zip(frames, out.images, out.masks, strict=True):
-        drawn[pair].append((image, overlay(image, mask)))
+        side = min(image.width, SHEET_SIDE)
+        drawn[pair].append(
+            [tile.resize((side, side), Image.Resampling.LANCZOS) for tile in (image, overlay(image, mask))]
+        )
     return contact_sheet(lambda *pair: mosaic([*zip(*drawn[pair], strict=True)], gap=2))

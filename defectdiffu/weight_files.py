@@ -5,17 +5,21 @@ No code in the folder is run, no pickle is loaded, and no memory is allocated by
 
 import inspect
 import json
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from defectdiffu.autoencoder import PatchAutoencoder
-from defectdiffu.errors import InputError
+from defectdiffu.config import SamplingConfig
+from defectdiffu.errors import InputError, check_choice
 from defectdiffu.model import DefectDiffuTransformer
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -33,6 +37,16 @@ CONFIGS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+SCHEDULERS = (  # of diffusers: those that sample latents from the model's prediction in as many steps as are asked for
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 AUTOENCODERS = {kind.__name__: kind for kind in (PatchAutoencoder, AutoencoderKL, AutoencoderTiny)}
 LARGEST = 10**6  # of the whole numbers in a configuration: more than any vocabulary, width or number of steps
 MOST_LAYERS = 512
@@ -42,7 +56,7 @@ def check_weights(folder: Path) -> None:
     """Raise an `InputError` that names the file and what is wrong, unless `folder` is a pipeline of this package.
 
     Every part must be there, be of a known class and have a sensible configuration; weights must be safetensors that
-    can be read, and those of the transformer and the autoencoder must be the tensors that their configuration needs.
+    can be read, and be the tensors that their configuration needs.
     """
     index = read_object(folder / "model_index.json", f"{folder} is not a folder of weights of this package")
     for part, libraries in LIBRARIES.items():
@@ -52,10 +66,14 @@ def check_weights(folder: Path) -> None:
                 f"{folder / 'model_index.json'}: {part} is {found!r}, not a class of {' or '.join(libraries)}"
             )
         check_configuration(folder / part / CONFIGS[part])
+    check_choice(f"scheduler in {folder / 'model_index.json'}", index["scheduler"][1], SCHEDULERS)
+    tokenizer = getattr(transformers, index["tokenizer"][1], None)
+    if not (inspect.isclass(tokenizer) and issubclass(tokenizer, transformers.PreTrainedTokenizerBase)):
+        raise InputError(f"{folder / 'model_index.json'}: {index['tokenizer'][1]} is no tokenizer of transformers")
+    check_defaults(folder / "model_index.json", index)
+    check_pairs(folder / "transformer" / "config.json")
     for part in ("transformer", "vae", "text_encoder"):
-        shapes = read_shapes(folder / part)
-        if part != "text_encoder":  # transformers names its tensors differently from version to version
-            check_tensors(folder / part, shapes, empty_model(folder / part, *index[part]))
+        check_tensors(folder / part, read_shapes(folder / part), empty_model(folder / part, *index[part]))
 
 
 def read_object(file: Path, what: str) -> dict[str, Any]:
@@ -85,6 +103,23 @@ def check_configuration(file: Path) -> None:
     check("", read_object(file, str(file.parent)))
 
 
+def check_defaults(file: Path, index: dict[str, Any]) -> None:
+    """Raise `InputError` unless the pipeline's own settings in `index` can be those of a call."""
+    try:
+        SamplingConfig.from_dict({name: index[name] for name in SamplingConfig.model_fields if name in index})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def check_pairs(file: Path) -> None:
+    """Raise `InputError` unless `trained_on` of the transformer's configuration names defects for each product."""
+    pairs = read_object(file, str(file.parent)).get("trained_on") or {}
+    if not isinstance(pairs, dict) or not all(
+        isinstance(defects, list) and all(isinstance(defect, str) for defect in defects) for defects in pairs.values()
+    ):
+        raise InputError(f"{file}: trained_on must name the defects of each product, as {{product: [defect, ...]}}")
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """{tensor: its shape} of the safetensors in `folder`, from their headers alone."""
     files = sorted(folder.glob("*.safetensors"))
@@ -106,7 +141,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def empty_model(folder: Path, library: str, name: str) -> nn.Module:
     """The model that the configuration in `folder` describes, without its numbers."""
-    known: dict[str, Any] = dict(AUTOENCODERS)  # Any: all of them have `from_config`
+    known: dict[str, Any] = AUTOENCODERS | {"CLIPTextModel": CLIPTextModel}  # Any: diffusers' have `from_config`
     if library.startswith("defectdiffu."):
         found = getattr(import_module(library), name, None)
         if inspect.isclass(found) and issubclass(found, (DefectDiffuTransformer, PatchAutoencoder)):
@@ -116,6 +151,8 @@ def empty_model(folder: Path, library: str, name: str) -> nn.Module:
     settings = read_object(folder / "config.json", str(folder))
     try:
         with torch.device("meta"):
+            if name == "CLIPTextModel":
+                return CLIPTextModel(CLIPTextConfig(**settings))
             return known[name].from_config(settings)
     except Exception as error:  # whatever a constructor raises for settings that make no model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -125,6 +162,10 @@ def empty_model(folder: Path, library: str, name: str) -> nn.Module:
 def check_tensors(folder: Path, shapes: dict[str, tuple[int, ...]], model: nn.Module) -> None:
     """Raise `InputError` unless `shapes` are those of the model's tensors."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if isinstance(model, CLIPTextModel):  # transformers names its tensors differently from version to version
+        for shape in Counter(expected.values()) - Counter(shapes.values()):
+            raise InputError(f"{folder}: its configuration needs a tensor of shape {shape}, there is none")
+        return
     for what, names in (("lacks", expected.keys() - shapes.keys()), ("has unknown", shapes.keys() - expected.keys())):
         if names:
             some = ", ".join(sorted(names)[:3])

@@ -136,13 +136,14 @@ ANALYTIC = {
 
 rng = np.random.default_rng(0)
 counts = dict.fromkeys(ANALYTIC, 0)
-for is_defect in ("good", "crack"):
-    for _ in range(DRAWS):
-        product, told = drop_conditions(
-            "hazelnut", is_defect, "industry", p1, p2, rng
-        )
-        named = "named" if product == "hazelnut" else "null"
-        counts[is_defect, told, named] += 1
+for kind in ("good", "crack"):
+    has_defect = np.full(DRAWS, kind == "crack")
+    no_name, no_defect = drop_conditions(has_defect, p1, p2, rng)
+    told = np.where(has_defect & ~no_defect, "crack", "good")
+    named = np.where(no_name, "null", "named")
+    for case in ANALYTIC:
+        if case[0] == kind:
+            counts[case] = ((told == case[1]) & (named == case[2])).sum()
 tally = {case: count / DRAWS for case, count in counts.items()}
 
 # %% mystnb={"image": {"alt": "How often a sound and a cracked hazelnut are told which names"}} tags=["hide-input"]

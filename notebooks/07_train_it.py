@@ -76,12 +76,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers.utils.logging import set_verbosity_error
 from IPython.display import Markdown
 from IPython.utils.capture import capture_output
 from myst_nb import glue
 from PIL import Image
+from torch.nn import Embedding
 from torch.nn.functional import adaptive_max_pool2d
 from torch.nn.utils import clip_grad_norm_
 
@@ -93,11 +93,17 @@ from defectdiffu.machine import device_name, precision
 from defectdiffu.pipeline import SHIPPED
 from defectdiffu.training.building import build_pipeline, load_autoencoder
 from defectdiffu.training.checkpoints import load_newest_checkpoint
-from defectdiffu.training.denoiser import Denoiser, draw_batch
+from defectdiffu.training.denoiser import (
+    Denoiser,
+    conditions_told,
+    denoising_step,
+    draw_batch,
+)
 from defectdiffu.training.latents import Pictures, cached_latents
-from defectdiffu.training.loop import attention_kernel, fit
+from defectdiffu.training.loop import build_accelerator, fit
 from defectdiffu.training.planning import UTILISATION, matrix_rate
 from defectdiffu.training.run import train
+from defectdiffu.training.step import attention_kernel
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
@@ -183,7 +189,7 @@ preset = PRESETS["tiny"].replace(
 # with it, and both go through the autoencoder once. From here on a training example is three small tensors.
 
 # %%
-accelerator = Accelerator(mixed_precision=precision())  # finds the device
+accelerator = build_accelerator(precision())  # finds the device
 device = accelerator.device
 vae = load_autoencoder("tiny").to(device).eval().requires_grad_(False)
 with capture_output():
@@ -229,8 +235,18 @@ pipe = build_pipeline(preset, vae, trained_on).to(device)
 model, encoder = pipe.transformer, pipe.encoder
 weights = [*model.parameters(), *pipe.text_encoder.parameters()]
 average = [w.detach().clone() for w in weights]
+words = {
+    id(e.weight) for e in pipe.text_encoder.modules() if isinstance(e, Embedding)
+}
+matrices = [w for w in weights if w.dim() > 1 and id(w) not in words]
+others = [w for w in weights if w.dim() == 1 or id(w) in words]
 optimizer = torch.optim.AdamW(
-    weights, LR, weight_decay=preset.training.weight_decay, betas=(0.9, 0.99)
+    [
+        {"params": matrices, "weight_decay": preset.training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ],
+    LR,
+    betas=(0.9, 0.99),
 )
 alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=device), 0)
 is_good = np.array([d == "good" for d in latents.defects])
@@ -283,6 +299,7 @@ for step in range(HAND_STEPS):
         loss.backward()
 
     # 6. AdamW, the learning rate up and then down a half cosine, gradients clipped.
+    # Biases and the embeddings of words do not decay.
     rise = (step + 1) / max(1, WARMUP)
     fall = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (HAND_STEPS - WARMUP)))
     for group in optimizer.param_groups:
@@ -323,17 +340,21 @@ figure
 # noise, about 1: here {glue:text}`train_first_noise`.
 #
 # Is it what the package does? `draw_batch` must draw the same batch, `Denoiser` must find the same loss terms, and
-# `fit`, the package's loop, must arrive at the same weights, bit for bit on a CPU.
+# `fit`, the package's loop, must arrive at the same weights. Not bit for bit: the package embeds all prompts of a run
+# in one batch, so that a step handles numbers instead of names, and adds in another order.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 torch.manual_seed(SEED)
 theirs = build_pipeline(preset, vae, trained_on).to(device)
-denoiser = Denoiser(theirs.transformer, theirs.encoder, preset).to(device)
+told, numbers = conditions_told(latents, preset.model.null_product)
+denoiser = Denoiser(theirs.transformer, theirs.encoder, told, preset).to(device)
 
-batch = draw_batch(latents, preset, 0, accelerator)
+batch = draw_batch(latents, numbers, preset, 0)
 assert all(torch.equal(batch[name], ours) for name, ours in first_batch.items())
-assert (batch["products"], batch["defects"]) == first_names
+assert [told[n] for n in batch["pair"].tolist()] == list(
+    zip(*first_names, strict=True)
+)
 print("the same first batch")
 
 with torch.no_grad(), accelerator.autocast(), attention_kernel(accelerator):
@@ -342,30 +363,30 @@ for name, ours in history.items():
     assert math.isclose(float(terms[name]), ours[0], rel_tol=1e-4), name
 print("the same first losses")
 
-theirs.encoder.forget()
 (out / "by_package").mkdir()
 with capture_output():
     fit(
-        accelerator,
-        denoiser,
-        lambda step: draw_batch(latents, preset, step, accelerator),
+        denoising_step(denoiser, preset, accelerator),
+        lambda step: draw_batch(latents, numbers, preset, step),
         out / "by_package" / "checkpoints",
         steps=HAND_STEPS,
         learning_rate=LR,
-        weight_decay=preset.training.weight_decay,
         warmup_steps=preset.training.warmup_steps,
         ema_decay=preset.training.ema_decay,
-        max_grad_norm=preset.training.max_grad_norm,
         checkpoint_every=HAND_STEPS,
         label="transformer",
     )
-if device.type == "cpu":  # a GPU may add in another order, or scale the losses
+if device.type == "cpu":  # a GPU may scale the losses
     saved, _ = load_newest_checkpoint(out / "by_package" / "checkpoints")
     for (name, mean), w, ours in zip(
         denoiser.named_parameters(), weights, average, strict=True
     ):
-        assert torch.equal(w, saved[f"model.{name}"]), name
-        torch.testing.assert_close(ours, mean.detach())
+        close = {
+            "atol": 1e-3,
+            "rtol": 0,
+        }  # the weights themselves moved by LR a step
+        torch.testing.assert_close(w.detach(), saved[f"model.{name}"], **close)
+        torch.testing.assert_close(ours, mean.detach(), **close)
 print("the same weights and the same averages after the last step")
 
 # %% tags=["remove-cell"]

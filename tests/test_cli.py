@@ -165,6 +165,26 @@ def test_bad_input_is_one_line_and_exit_code_2(run, weights, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
+        (["generate", "--wd", 2], "No such option: --wd"),
+        (["generate", "--product", "tile", "--out", "OUT", "--seed", -1], "'--seed'"),
+        (["data", "check"], "folder"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("defectdiffu: ") and message.lower() in err.lower() and len(err.splitlines()) == 1
+
+
+def test_a_group_alone_prints_its_help(run):
+    code, out, err = run("data")
+    assert code == 2 and "convert" in out + err and "defectdiffu: " not in err
+
+
 def test_the_check_lists_every_problem_and_exits_with_1(run, tmp_path):
     folder = write_folder(tmp_path / "data", good=1, defective=2)
     (folder / "tile" / "ground_truth" / "crack" / "000_mask.png").unlink()

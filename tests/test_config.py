@@ -111,6 +111,13 @@ def test_a_preset_that_is_its_own_base_is_refused(tmp_path):
         load_preset(str(one))
 
 
+def test_a_base_that_is_no_name_is_refused(tmp_path):
+    file = tmp_path / "preset.json"
+    file.write_text('{"base": 3}')
+    with pytest.raises(InputError, match="has the base 3: it must be the name of a preset"):
+        load_preset(str(file))
+
+
 def test_load_preset_names_what_it_cannot_read(tmp_path):
     with pytest.raises(InputError, match="unknown preset 'boook': did you mean book"):
         load_preset("boook")

@@ -186,6 +186,24 @@ def test_a_damaged_record_is_named_before_anything_is_sampled(drawing, tmp_path)
     assert not calls and [f.name for f in tmp_path.iterdir()] == ["generation.json"]
 
 
+@pytest.mark.parametrize("record", ['{"product": 1}', '[{"product": "tile"}]', "[1]"])
+def test_a_record_of_something_else_is_named(drawing, tmp_path, record):
+    (tmp_path / "generation.json").write_text(record)
+    with pytest.raises(InputError, match=r"generation\.json is not a list of records with defect, product, seeds"):
+        generate_folder(drawing[0], tmp_path, "tile", "crack", num=1)
+    assert [f.name for f in tmp_path.iterdir()] == ["generation.json"]
+
+
+def test_damaged_settings_of_a_stopped_generation_are_named(drawing, tmp_path):
+    work = tmp_path / ".part-tile-crack"
+    work.mkdir()
+    for name in ("settings.json", "0.png"):
+        (work / name).write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json is damaged .*: remove .*\.part-tile-crack"):
+        generate_folder(drawing[0], tmp_path, "tile", "crack", num=1)
+    assert sorted(f.name for f in work.iterdir()) == ["0.png", "settings.json"]
+
+
 def test_what_the_weights_cannot_do_is_said(pipe, tmp_path):
     pair = {"product_accuracy": 0.98, "defect_accuracy": 0.125, "mask_iou": 0.02}
     good = {"product_accuracy": 0.98, "defect_accuracy": 0.9, "mask_iou": 0.5}

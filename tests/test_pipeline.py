@@ -1,14 +1,22 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers import DEFECTS, in_another_process, random_pipeline
+from huggingface_hub import ModelCard
 
 from defectdiffu import DefectDiffuPipeline, InputError, pipeline
+from defectdiffu.model_card import model_card
 from defectdiffu.pipeline import PREDICTION_TYPES
+from defectdiffu.weight_files import SCHEDULERS
 
 
 def pixels(out) -> np.ndarray:
@@ -120,18 +128,8 @@ def test_every_frame_of_a_sweep_starts_from_the_same_noise(pipe):
         assert not torch.allclose(seen[0][2][row], seen[0][2][0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "DDPMScheduler",
-        "DDIMScheduler",
-        "DPMSolverMultistepScheduler",
-        "UniPCMultistepScheduler",
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-    ],
-)
-def test_any_scheduler_works(pipe, name):
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_schedulers_that_are_documented_work(pipe, name):
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     seen, latents = [], []
     pipe.transformer.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(float(args[0].std())))
@@ -177,10 +175,82 @@ def test_what_is_predicted_is_saved_with_the_scheduler(tmp_path):
     )
 
 
-def test_a_scheduler_that_knows_no_prediction_is_refused(pipe):
-    pipe.scheduler = diffusers.KarrasVeScheduler()
-    with pytest.raises(InputError, match=r"KarrasVeScheduler.*prediction_type"):
+@pytest.mark.parametrize("name", ["KarrasVeScheduler", "EDMEulerScheduler", "IPNDMScheduler"])
+def test_other_schedulers_are_refused_by_name(pipe, name):
+    pipe.scheduler = getattr(diffusers, name)()
+    with pytest.raises(InputError, match=f"unknown scheduler '{name}'"):
         pipe(product="tile")
+
+
+def test_every_scheduler_gives_the_same_kind_of_picture():
+    """A wrong scale of the latents, or latents that were cut, give washed-out pictures."""
+    pipe = DefectDiffuPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    given, config = {"product": "hazelnut", "defect": "crack", "num_images": 2}, pipe.scheduler.config
+    mean = pixels(pipe(**given)).mean()
+    for name in SCHEDULERS:
+        pipe.scheduler = getattr(diffusers, name).from_config(config)
+        assert pixels(pipe(**given)).mean() == pytest.approx(mean, abs=12), name
+
+
+def test_the_schedulers_that_work_are_documented():
+    assert all(name in DefectDiffuPipeline.__doc__ for name in SCHEDULERS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saved weights for others
+
+PLAIN = """
+import sys
+from diffusers import DiffusionPipeline
+assert not any(name.startswith("defectdiffu") for name in sys.modules)
+folder = sys.argv[1]
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+out = pipe("tile", "crack", num_images=1)
+print(type(pipe).__name__, {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder)}, out.images[0].size)
+"""
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_diffusers_alone_loads_what_was_saved(tmp_path, half):
+    pipe = random_pipeline()
+    (pipe.to(torch.float16, silence_dtype_warnings=True) if half else pipe).save_pretrained(tmp_path / "weights")
+    paths = {"PYTHONPATH": str(Path(pipeline.__file__).parents[1]), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, tmp_path / "weights"],
+        env=os.environ | paths | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "DefectDiffuPipeline {torch.float32} (32, 32)\n", done.stderr
+
+
+def test_a_model_card_is_saved_and_uploaded(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusers.utils.hub_utils, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/mine"))
+    monkeypatch.setattr(diffusers.utils.hub_utils, "load_or_create_model_card", lambda *_, **__: ModelCard(""))
+    uploaded = []
+    monkeypatch.setattr(
+        diffusers.utils.hub_utils,
+        "upload_folder",
+        lambda folder_path, **_: uploaded.append((Path(folder_path) / "README.md").read_text()),
+    )
+    pipe.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    pipe.push_to_hub("me/mine")
+    assert uploaded == [card]
+    assert ModelCard(card).data.library_name == "diffusers"
+    for words in ("32 x 32", 'pipe("hazelnut", "crack")', "| tile | crack, hole |", "## Licence", "Not measured"):
+        assert words in card
+
+
+def test_the_card_has_the_scores_that_lie_beside_the_weights():
+    card = model_card({"tile": ["crack"]}, 64, DefectDiffuPipeline.from_pretrained("tiny").oracle)
+    assert "| mask iou | 0.45 | 0.41 |" in card
+
+
+def test_a_damaged_record_of_scores_is_said_in_the_card(tmp_path):
+    (tmp_path / "oracle.json").write_text("{}")
+    assert "could not be read" in model_card({}, 64, tmp_path / "oracle.json")
 
 
 class Constant:

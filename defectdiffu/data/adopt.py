@@ -90,7 +90,12 @@ def find(source: Path, summary: dict[str, dict]) -> list[Picture]:
     taken: Counter[tuple[str, str]] = Counter()
     for home in _homes(source) or [source]:
         product = home.absolute().name
-        files = [path for path in _files(home) if path.suffix.lower() in SUFFIXES]
+        files = []
+        for path in _pictures(home):
+            if path.is_file():
+                files.append(path)
+            else:
+                summary["left_out"][str(path)] = "not a regular file"
         stems = {(path.parent, path.stem) for path in files}
         for path in files:
             names = path.parent.relative_to(home).parts
@@ -114,17 +119,19 @@ def find(source: Path, summary: dict[str, dict]) -> list[Picture]:
     return pictures
 
 
-def _homes(folder: Path) -> list[Path]:
-    """The topmost folders that have folders with words of `WORDS` in them: the products."""
+def _homes(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """The topmost folders that have folders with words of `WORDS` in them: the products. above: the folders around."""
+    if folder.resolve() in above:  # a link back
+        return []
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if any(path.name.lower() in ROLES for path in folders):
         return [folder]
-    return [home for path in folders for home in _homes(path)]
+    return [home for path in folders for home in _homes(path, above | {folder.resolve()})]
 
 
-def _files(folder: Path) -> list[Path]:
-    """Every regular file below a folder, sorted, none of them hidden."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+def _pictures(folder: Path) -> list[Path]:
+    """Everything below a folder that is named as a picture, sorted, nothing hidden."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 

@@ -21,8 +21,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a tar (plain, gz, bz2, xz) or zip archive into the new folder `folder`: all of it, or nothing.
 
     Members must be regular files and folders. Raises an `InputError` that names the archive and the member: for a path
-    that is absolute or holds "..", a link, a device, a truncated or damaged archive, too little disk space, a `folder`
-    that exists.
+    that is absolute or holds "..", a link, a device, a truncated or damaged archive, a compression that Python lacks,
+    too little disk space, a `folder` that exists.
     """
     kinds = {_tar: tarfile.is_tarfile, _zip: zipfile.is_zipfile}
     try:
@@ -44,6 +44,10 @@ def unpack(archive: Path, folder: Path) -> Path:
                     raise EOFError(f"{name} has {target.stat().st_size} of {size} bytes")
         except DAMAGED as error:
             raise InputError(f"{archive} is truncated or damaged ({error}): download it again") from error
+        except NotImplementedError as error:
+            raise InputError(
+                f"{archive} cannot be read by Python ({error}): unpack it by another program and give the folder"
+            ) from error
     return folder
 
 

@@ -23,8 +23,8 @@ from defectdiffu.config import GOOD
 from defectdiffu.data.archives import check_room, unpack
 from defectdiffu.data.download import fetch
 from defectdiffu.data.folder import read_folder
-from defectdiffu.data.image_files import Problem, mask_values, opened
-from defectdiffu.errors import InputError, check_choice
+from defectdiffu.data.image_files import Problem, check_file_name, mask_values, opened
+from defectdiffu.errors import InputError, check_choice, check_folder_name
 from defectdiffu.files import building
 
 
@@ -117,7 +117,10 @@ def convert(name: str, source: Path, out: Path) -> dict[str, dict[str, int]]:
 
 def place(root: Path, item: Item, marked: np.ndarray | None) -> Path:
     """Write the mask (bool (H, W), None for good images) of an item below `root` in the MVTec AD layout; return where
-    its image goes. Raises `Problem` if there is one of that name."""
+    its image goes. Raises `InputError` for names that a folder cannot have, and if there is an image of that name."""
+    check_folder_name("product", item.product)
+    check_folder_name("defect", item.defect)
+    check_file_name(item.image)
     home = root / item.product
     image = home / item.subset / item.defect / item.image.name
     if image.exists():
@@ -234,9 +237,13 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
 def _inside(root: Path, name: str) -> Path:
     """The file that a table names. Raises `Problem` if it is missing or outside `root`."""
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(root.resolve()), path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        raise Problem(root, f"its table names the file {name[:40]!r}..., which no file can be called") from None
+    if not inside:
         raise Problem(root, f"its table names the file '{name}', which lies outside this folder")
-    if not path.is_file():
+    if not there:
         raise Problem(path, "there is no such file, but the table names it")
     return path
 

@@ -18,6 +18,7 @@ from defectdiffu.data.image_files import (
     PIXELS,
     SUFFIXES,
     Problem,
+    check_file_name,
     load_image,
     load_mask,
     opened,
@@ -26,6 +27,7 @@ from defectdiffu.data.image_files import (
     to_rgb,
     white_of,
 )
+from defectdiffu.errors import InputError, check_folder_name
 
 Pair = tuple[str, str]  # a product and its defect
 
@@ -178,18 +180,20 @@ def scan(root: str | Path, decode: bool = False, limit: int | None = PIXELS) -> 
     try:
         children = _children(root)
         products = [root] if (root / "train").is_dir() or (root / "test").is_dir() else children
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        yield Problem(root, _NO_FOLDER[type(error)])
+    except OSError as error:
+        yield Problem(root, _NO_FOLDER.get(type(error), f"cannot be read ({error.strerror})"))
         return
 
-    recognised = False
+    recognised: set[Path] = set()  # the products
     for subset in (product / name for product in products for name in ("train", "test")):
         try:
             if subset.is_dir():
-                recognised = True
+                if subset.parent not in recognised:
+                    yield from _badly_named(subset.parent, "product")
+                recognised.add(subset.parent)
                 yield from _scan_subset(subset, check)
         except PermissionError as error:  # skip the rest of this folder, still check the others
-            recognised = True
+            recognised.add(subset.parent)
             yield Problem(Path(error.filename), _NO_FOLDER[PermissionError])
     if not recognised:
         state = "not in the MVTec AD layout" if children else "the folder is empty"
@@ -206,6 +210,7 @@ def _scan_subset(subset: Path, check: Callable[[Sample], Iterator[Sample | Probl
     folders = [f for f in _children(subset) if f.is_dir()]
     for folder in folders:
         defect = folder.name
+        yield from _badly_named(folder, "defect")
         images = _images(folder)
         if not images:
             yield Problem(folder, f"no images in it; allowed are {' '.join(SUFFIXES)}")
@@ -221,6 +226,14 @@ def _scan_subset(subset: Path, check: Callable[[Sample], Iterator[Sample | Probl
         for masks in _children(truth):
             if masks.is_dir() and masks.name not in {GOOD, *(f.name for f in folders)}:
                 yield Problem(masks, f"masks without images: there is no folder {subset / masks.name}")
+
+
+def _badly_named(folder: Path, kind: str) -> Iterator[Problem]:
+    """The problem of a folder by whose name nothing could be generated later."""
+    try:
+        check_folder_name(kind, folder.absolute().name)
+    except InputError as error:
+        yield Problem(folder, f"{error}: rename it")
 
 
 def _scan_defect(
@@ -253,6 +266,7 @@ def _check(sample: Sample, decode: bool, limit: int | None) -> Iterator[Sample |
     """Open the files of a sample; yield what is wrong with them, then the sample, with what they tell of it."""
     stored = upright = None
     try:
+        check_file_name(sample.image)
         with opened(sample.image, limit) as image:
             stored, turn = image.size, orientation(image)
             upright = stored[::-1] if turn >= 5 else stored
@@ -263,6 +277,7 @@ def _check(sample: Sample, decode: bool, limit: int | None) -> Iterator[Sample |
         yield problem
     try:
         if sample.mask:
+            check_file_name(sample.mask)
             with opened(sample.mask, limit) as image:
                 marked, _ = read_mask(image)
                 size = marked.shape[::-1]

@@ -175,6 +175,14 @@ def opened(path: Path, limit: int | None = PIXELS) -> Iterator[Image.Image]:
         raise Problem(path, f"the image is truncated or damaged ({error})") from None
 
 
+def check_file_name(path: Path) -> None:
+    """Raise `Problem` for a name that does not stay one line, or that is not UTF-8: digests are made of names."""
+    if not path.name.isprintable():
+        raise Problem(
+            path, "its name has a line break, an unprintable character or bytes that are not UTF-8: rename it"
+        )
+
+
 def _any_size(path: Path) -> Image.Image:
     """Open an image without Pillow's limit, whose message does not give the size."""
     theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

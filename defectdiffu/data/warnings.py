@@ -13,6 +13,7 @@ from PIL import Image
 from defectdiffu.config import GOOD
 from defectdiffu.data.folder import Sample
 from defectdiffu.data.image_files import opened, orientation, read_mask
+from defectdiffu.errors import printable
 
 VISIBLE = 0.25  # share of one pixel that the defect must cover at the training size
 SQUEEZE = 2  # long side over short side of a picture, above which the square distorts it
@@ -52,7 +53,7 @@ def summary(notices: Iterable[Notice]) -> list[str]:
 def warn(samples: Sequence[Sample], size: int) -> None:
     """Print the summary of all warnings on stderr."""
     for line in summary(find(samples, size)):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def _of_one(sample: Sample, size: int) -> Iterator[Notice]:

@@ -24,7 +24,7 @@ from defectdiffu.drawn.objects import bottle, capsule, hazelnut, pill
 from defectdiffu.drawn.surfaces import Array, shade
 from defectdiffu.drawn.textures import carpet, grid, leather, tile, wood
 from defectdiffu.errors import InputError, check_choice, check_number
-from defectdiffu.files import write_atomically, write_json
+from defectdiffu.files import read_json, write_atomically, write_json
 
 LARGEST_SIZE = 4096
 SEEDS_PER_SET = 10**6
@@ -152,7 +152,7 @@ def write_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not marker.is_file():
             raise InputError(f"{out} exists and is not empty: name a new folder")
-        if json.loads(marker.read_text()) != settings:
+        if read_json(marker, "name a new folder") != settings:
             raise InputError(f"{out} holds a rendering that was stopped, with other settings: name a new folder")
     write_json(marker, settings)
 

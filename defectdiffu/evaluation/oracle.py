@@ -153,12 +153,17 @@ def measure(
     scores = {}
     pairs, counts = list(pairs), [num if s == strength else min(num, SWEPT) for s in levels]
     per_draw = max(1, TOGETHER // num)
+    without: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of each product: at strength 0 all its pairs are the same
     for number, (product, defect) in enumerate(tqdm(pairs, "judging", unit="pair", leave=False, disable=None)):
         if number % per_draw == 0:
             ahead = pairs[number : number + per_draw]
-            frames = [source(ahead, s, n) for s, n in zip(levels, counts, strict=True)]
-        drawn = [tuple(part[number % per_draw] for part in both) for both in frames]
-        images, masks = zip(*(at_size(frames, judge.size) for frames in drawn), strict=True)
+            new = list({p: (p, d) for p, d in ahead if p not in without}.values())
+            if new:
+                drawn_without = source(new, 0.0, counts[0])
+                without |= {p: (drawn_without[0][i], drawn_without[1][i]) for i, (p, _) in enumerate(new)}
+            frames = [source(ahead, s, n) for s, n in zip(levels[1:], counts[1:], strict=True)]
+        drawn = [without[product], *((part[0][number % per_draw], part[1][number % per_draw]) for part in frames)]
+        images, masks = zip(*(at_size(frame, judge.size) for frame in drawn), strict=True)
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)
         seen, verdict, mask = images[at], verdicts[at], masks[at]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from defectdiffu import losses
 from defectdiffu.config import GOOD, Preset
-from defectdiffu.guidance import draw_dropped
+from defectdiffu.guidance import drop_conditions
 from defectdiffu.machine import stream
 from defectdiffu.masks import resize_mask
 from defectdiffu.model import DefectDiffuTransformer
@@ -123,7 +123,7 @@ def draw_batch(latents: Latents, told: np.ndarray, preset: Preset, step: int) ->
     settings, device = preset.training, latents.image.device
     rng, generator = stream(device, settings.seed, 2, step)
     picture, version = latents.draw(settings.batch_size, rng)
-    no_product, no_defect = draw_dropped(latents.has_defect[picture], settings.p1, settings.p2, rng)
+    no_product, no_defect = drop_conditions(latents.has_defect[picture], settings.p1, settings.p2, rng)
     pair = told[picture, no_product.astype(int), no_defect.astype(int)]
     drawn = torch.from_numpy(np.stack([picture, version, pair]))  # (3, B)
     if device.type == "cuda":

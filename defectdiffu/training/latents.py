@@ -85,8 +85,9 @@ def augment(images: Tensor, masks: Tensor, products: Sequence[str], rng: np.rand
     Flips, quarter turns, a small shift and zoom: one affine map per picture, applied to the batch in one call; and a
     slight change of brightness. Draws seven numbers per picture from `rng`.
     """
-    maps, light = affine_maps([augmentation(p) for p in products], rng)
-    maps, light = (torch.from_numpy(v).to(images) for v in (maps, light))
+    maps, light = (
+        torch.from_numpy(drawn).to(images) for drawn in affine_maps([augmentation(p) for p in products], rng)
+    )
     both = torch.cat([images, masks[:, None] * 2 - 1], dim=1)  # (B, 4, S, S)
     grid = F.affine_grid(maps, list(both.shape), align_corners=False)
     both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)

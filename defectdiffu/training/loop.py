@@ -77,7 +77,8 @@ def fit(
         step.averaged_weights()
         yield
         with torch.no_grad():
-            torch._foreach_copy_(step.parameters, own)
+            for parameter, value in zip(step.parameters, own, strict=True):
+                parameter.copy_(value)
 
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"

@@ -1,5 +1,7 @@
 """Folders as people have them become folders that the check finds sound, and it is said what was taken for what."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,6 +148,24 @@ def test_what_cannot_be_told_is_named_and_nothing_is_written(tmp_path):
     refused(r"mask.0\.png: the mask is empty")
     picture(tmp_path / "in/scratch/0.png")
     refused(r"mask.0\.png: fits two pictures, .*bad.0\.png and .*scratch.0\.png")
+
+
+def test_links_in_a_circle_are_passed_over_and_listed(tmp_path):
+    flat(tmp_path / "in/a/set")
+    (tmp_path / "in/a/back").symlink_to(tmp_path / "in")
+    (tmp_path / "in/a/self").symlink_to("self")
+    (tmp_path / "in/a/set/good/9.png").symlink_to("9.png")
+    summary = adopt(tmp_path / "in", tmp_path / "out")
+    assert summary["pictures"] == {"set": {"bad": 2, "good": 1}}
+    assert summary["left_out"] == {str(tmp_path / "in/a/set/good/9.png"): "not a regular file"}
+
+
+@pytest.mark.parametrize("name", ["nu\nt", os.fsdecode(b"nu\xf6t")])
+def test_names_that_are_not_one_line_of_utf_8_are_refused(tmp_path, name):
+    flat(tmp_path / name)
+    with pytest.raises(InputError, match="cannot be a folder's name"):
+        adopt(tmp_path / name, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_source_that_is_not_there(tmp_path):

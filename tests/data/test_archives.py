@@ -1,6 +1,7 @@
 """Archives are unpacked whole and inside their folder, or not at all."""
 
 import io
+import re
 import shutil
 import stat
 import tarfile
@@ -108,6 +109,16 @@ def test_a_damaged_zip_is_refused(tmp_path):
     content[content.index(b"set/deep/b.bin") + 100] ^= 255  # a byte of its compressed content
     archive.write_bytes(content)
     assert "truncated or damaged" in refusal(archive, tmp_path / "out")
+
+
+def test_a_compression_that_python_lacks_is_named(tmp_path):
+    archive = make_zip(tmp_path / "set.zip")
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):  # the number of the method, in both of its places
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + offset] = 97
+    archive.write_bytes(content)
+    assert "unpack it by another program and give the folder" in refusal(archive, tmp_path / "out")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):

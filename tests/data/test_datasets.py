@@ -152,6 +152,8 @@ def spoil_visa(root, old, new, file="split_csv/1cls.csv"):
         ("visa", lambda r: (r / "split_csv/1cls.csv").unlink(), "there is no split_csv/1cls.csv"),
         ("visa", lambda r: (r / "candle/image_anno.csv").unlink(), "image_anno.csv: cannot be read"),
         ("visa", lambda r: spoil_visa(r, "Images/Normal/0001.JPG", "../../../secret.JPG"), "lies outside"),
+        ("visa", lambda r: spoil_visa(r, "Images/Normal/0001.JPG", "0\0.JPG"), "which no file can be called"),
+        ("visa", lambda r: spoil_visa(r, "Images/Normal/0001.JPG", "0" * 5000), "which no file can be called"),
         ("visa", lambda r: spoil_visa(r, "candle,train", "../candle,train"), "'../candle', 'train'"),
         ("visa", lambda r: spoil_visa(r, "candle,train", ",train"), "'', 'train'"),
         ("visa", lambda r: spoil_visa(r, "candle,train", "candle" * 30_000 + ",train"), "CSV table: field larger"),

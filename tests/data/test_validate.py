@@ -121,6 +121,28 @@ def test_absent_empty_and_foreign_folders_are_one_problem(tmp_path):
         assert problem.path == tmp_path / name and problem.message.startswith(start)
 
 
+def test_a_folder_that_is_a_link_to_itself_is_one_problem(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (problem,) = check_folder(tmp_path / "loop")
+    assert problem.message.startswith("cannot be read (Too many levels of symbolic links")
+
+
+@pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"a\xf6b")])
+def test_names_that_are_not_one_line_of_utf_8(gear, name):
+    (gear / "test" / "dent").rename(gear / "test" / name)
+    (gear / "ground_truth" / "dent").rename(gear / "ground_truth" / name)
+    (gear / "test" / name / "a.png").rename(gear / "test" / name / f"{name}.png")
+    (gear / "ground_truth" / name / "a_mask.png").rename(gear / "ground_truth" / name / f"{name}_mask.png")
+    (gear.rename(gear.with_name(name)))
+    messages = [problem.message for problem in check_folder(gear.with_name(name))]
+    assert [("cannot be a folder's name" in m, "its name has" in m) for m in messages] == [
+        (True, False),
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+
+
 def test_a_problem_reads_as_one_line_that_names_its_file(gear):
     (gear / "ground_truth" / "dent" / "a_mask.png").unlink()
     (problem,) = check_folder(gear)

@@ -132,3 +132,19 @@ def test_only_the_first_pictures_are_swept():
     assert asked == [(0.0, SWEPT), (0.5, SWEPT), (1.0, SWEPT), (2.0, SWEPT + 2)]
     assert len(scores["mask_iou"]) == SWEPT + 2
     assert len(scores["judged_good"]) == len(scores["change_outside"]) == SWEPT
+
+
+def test_the_frame_without_a_defect_is_drawn_once_for_each_product():
+    asked = []
+
+    def source(pairs, strength, num):
+        asked.extend((strength, pair) for pair in pairs)
+        return np.full((len(pairs), num, SIZE, SIZE, 3), int(strength), np.uint8), np.ones(
+            (len(pairs), num, SIZE, SIZE), bool
+        )
+
+    pairs = [("wood", "hole"), ("wood", "cut"), ("tile", "crack")]
+    scores = measure(source, pairs, 1, (), 2.0, Reader())
+    assert [product for strength, (product, _) in asked if strength == 0] == ["wood", "tile"]
+    assert [pair for strength, pair in asked if strength == 2] == pairs
+    assert list(scores) == pairs

@@ -6,7 +6,6 @@ from helpers import random_pipeline, tiny_preset
 
 from defectdiffu import losses
 from defectdiffu.config import GOOD
-from defectdiffu.guidance import drop_conditions
 from defectdiffu.machine import stream
 from defectdiffu.training.denoiser import Denoiser, conditions_told, draw_batch
 from defectdiffu.training.latents import Latents
@@ -136,8 +135,14 @@ def test_a_batch_is_what_a_loop_over_its_pictures_draws():
         kind, place = rng.integers(2, size=50), rng.random(50)
         picture = [((0, 2), (1, 3))[k][int(2 * p)] for k, p in zip(kind, place, strict=True)]
         version = rng.integers(3, size=50)
-        names = [drop_conditions(latents.products[i], latents.defects[i], "industry", 0.3, 0.4, rng) for i in picture]
-        assert [pairs[i] for i in batch["pair"]] == names
+        for i, pair in zip(picture, batch["pair"], strict=True):
+            first, second, third = rng.random(3)
+            product, defect = latents.products[i], latents.defects[i]
+            if first < 0.3 or (defect != GOOD and third < 0.3):
+                product = "industry"
+            if second < 0.4:
+                defect = GOOD
+            assert pairs[pair] == (product, defect)
         assert torch.equal(batch["x"], latents.image[picture, version].float())
         assert torch.equal(batch["mask"], latents.mask[picture, version].float())
         assert torch.equal(batch["region"], latents.region[picture, version].float())
