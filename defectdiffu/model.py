@@ -216,7 +216,7 @@ class DefectDiffuTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
     _supports_gradient_checkpointing = True
-    _repeated_blocks = ["Block"]  # what `compile_repeated_blocks` compiles
+    _repeated_blocks = ("Block",)  # type: ignore[assignment]  # compiled one by one; diffusers declares a list
 
     @register_to_config
     def __init__(
