@@ -223,7 +223,6 @@ PRESETS = {
             ema_decay=0.9995,
             p2=0.05,
             variants=16,
-            compile=True,
             cuda_graph=True,
         ),
         sampling=SamplingConfig(w_p=2.0, w_d=1.5),

@@ -159,8 +159,7 @@ def measure(
             ahead = pairs[number : number + per_draw]
             new = list({p: (p, d) for p, d in ahead if p not in without}.values())
             if new:
-                drawn_without = source(new, 0.0, counts[0])
-                without |= {p: (drawn_without[0][i], drawn_without[1][i]) for i, (p, _) in enumerate(new)}
+                without |= dict(zip((p for p, _ in new), zip(*source(new, 0.0, counts[0]), strict=True), strict=True))
             frames = [source(ahead, s, n) for s, n in zip(levels[1:], counts[1:], strict=True)]
         drawn = [without[product], *((part[0][number % per_draw], part[1][number % per_draw]) for part in frames)]
         images, masks = zip(*(at_size(frame, judge.size) for frame in drawn), strict=True)
