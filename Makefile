@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-MATHJAX := book/_static/tex-svg.js
+MATHJAX := book/_static/tex-svg-full.js
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 TESTED := _build/test/_build/html
 ONLY := $(basename $(notdir $(wildcard notebooks/*.py)))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what only draws need not load the model's libraries
 
 # Okabe and Ito's palette, distinguishable under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PRODUCT, DEFECT, FUSION = COLOURS[:3]  # the same meaning in every figure, equation and diagram
 
 
 def use_style() -> None:
