@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from defectdiffu import __version__
-from defectdiffu.config import load_preset
+from defectdiffu.config import STRENGTH, load_preset
 from defectdiffu.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -259,6 +259,18 @@ def generate(
     append: Annotated[bool, typer.Option("--append", help="Add to the pictures of this pair that are there.")] = False,
     guidance: Annotated[str | None, typer.Option(help="double_free, defect_only or product_aware.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs sampled together; fewer take less memory.")] = 8,
+    on: Annotated[
+        Path | None, typer.Option(help="A defect-free picture, or a folder of them, that gets the defect.")
+    ] = None,
+    where: Annotated[
+        Path | None, typer.Option(help="With --on: the mask of the place, or a folder of masks; default: anywhere.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="With --on: share of the steps taken; fewer keep more of the picture there.")
+    ] = STRENGTH,
+    crop: Annotated[
+        int | None, typer.Option(help="With --on: side of the square worked on; default: the picture's shorter side.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
     offload: Annotated[bool, typer.Option("--offload", help="Keep only the part that computes on the GPU.")] = False,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
@@ -285,6 +297,10 @@ def generate(
         check=check,
         attempts=attempts,
         append=append,
+        on=on,
+        where=where,
+        strength=strength,
+        crop=crop,
     )
     done, skipped = len(record["seeds"]), len(record["seeds_without_mask"])
     note = f", {skipped} without a mask left out" if skipped else ""
@@ -426,6 +442,19 @@ def choices(
 ) -> None:
     """Rendered products only: change guidance, scales, steps and scheduler one at a time, on separate seeds."""
     from defectdiffu.experiments.choices import run
+
+    run(weights, file, num)
+    print(file)
+
+
+@evaluate_app.command()
+def inpainting(
+    file: Annotated[Path, typer.Option("--json", help="The record.")],
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "book",
+    num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 1,
+) -> None:
+    """Rendered products only: defects put on given pictures, against whole pictures and copy-paste."""
+    from defectdiffu.experiments.inpainting import run
 
     run(weights, file, num)
     print(file)

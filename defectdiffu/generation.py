@@ -21,9 +21,11 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED
+from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, STRENGTH
+from defectdiffu.data.given import Given, given_files
 from defectdiffu.errors import InputError, check_folder_name, check_number
 from defectdiffu.files import locked, read_json, write_atomically, write_json, writing
+from defectdiffu.inpainting import steps_taken
 from defectdiffu.machine import precision
 from defectdiffu.memory import sampling_explained
 from defectdiffu.pipeline import DefectDiffuPipeline
@@ -78,6 +80,10 @@ def generate_folder(
     check: float = 0.0,
     attempts: int = ATTEMPTS,
     append: bool = False,
+    on: Path | None = None,
+    where: Path | None = None,
+    strength: float = STRENGTH,
+    crop: int | None = None,
 ) -> dict:
     """Write `num` pairs as out/<product>/test/<defect>/NNN.png and .../ground_truth/<defect>/NNN_mask.png.
 
@@ -87,6 +93,9 @@ def generate_folder(
     check: also skip every pair with a smaller `selfcheck.change_ratio`; 0: check nothing. append: add to the pictures
     of this product and defect, with seeds that they do not have. A record is appended to out/generation.json and
     returned. A call that was killed resumes when repeated, and gives the same files.
+    on: a picture of the product without a defect, or a folder of such pictures, used in turn, seed by seed: the defect
+    is put on them. where: the mask of the place, or a folder of masks with the pictures' names. strength, crop: as in
+    the pipeline's call.
     batch_size: pairs sampled together. A repeated call may change it: this changes results only by rounding.
     Raises `InputError`, with nothing written, if no seed gives a pair, if another process generates the same pairs, and
     unless `append` is set, if the folder of this product and defect exists.
@@ -108,6 +117,14 @@ def generate_folder(
         "guidance": guidance or defaults.guidance,
         "check": check,
     }
+    given = given_files(on, where) if on is not None else []
+    if given:
+        if check or defect == GOOD:
+            raise InputError(f"a given picture gets a defect, which is not checked: no check and no '{GOOD}' with it")
+        check_number("strength", strength, 0.01, 1)
+        settings |= {"strength": strength, "crop": crop}
+    elif where is not None or crop is not None:
+        raise InputError("a place and a crop are those of a given picture: name the picture, too")
     for name in ("w_d", "w_p"):
         check_number(name, settings[name], -LARGEST_SCALE, LARGEST_SCALE)
     check_number("check", check, 0, LARGEST_RATIO)
@@ -126,13 +143,15 @@ def generate_folder(
     with locked(work, "generates these pairs") if main else nullcontext():
         try:
             asked = {"product": product, "defect": defect, "num": num, "seed": seed, "attempts": attempts}
-            begun = begin(work, asked | settings | {"weights": digest(pipe)}, append, processes)
+            inputs = {"weights": digest(pipe), "pictures": [g.digest() for g in given]}
+            begun = begin(work, asked | settings | inputs, append, processes)
             used = set(begun["used_seeds"])
             seeds = islice((s for s in count(seed) if s not in used), attempts * num)
             found: dict[int, dict] = {}  # seed: what `sample` wrote down about it
             with tqdm(total=num, desc=f"{product} {defect}", disable=None if main else True, bar_format=BAR) as bar:
                 while batch := list(islice(seeds, num - len(pairs_of(found)))):
-                    sample(pipe, product, defect, batch, settings, batch_size, work, processes, bar)
+                    pictures = [given[(s - seed) % len(given)] for s in batch] if given else []
+                    sample(pipe, product, defect, batch, pictures, settings, batch_size, work, processes, bar)
                     found |= {s: read_json(work / f"{s}.json", f"remove {work}") for s in batch}
                     bar.total = min(len(found) + num - len(pairs_of(found)), attempts * num)
         except InputError:
@@ -152,6 +171,9 @@ def generate_folder(
             "seeds": pairs_of(found),
             "seeds_without_mask": [s for s, outcome in found.items() if not outcome["mask"]],
             **({"ratios": {s: outcome["ratio"] for s, outcome in found.items()}} if check else {}),
+            **(
+                {"pictures": {s: given[(s - seed) % len(given)].picture.name for s in pairs_of(found)}} if given else {}
+            ),
             "trained_pair": defect in pipe.pairs.get(product, ()),
             **settings,
             "weights": str(pipe.config.get("_name_or_path", "")),
@@ -224,6 +246,7 @@ def sample(
     product: str,
     defect: str,
     seeds: list[int],
+    given: Sequence[Given],
     settings: dict,
     batch_size: int,
     work: Path,
@@ -231,6 +254,8 @@ def sample(
     bar: tqdm,
 ) -> None:
     """Sample this process's batches of `seeds` into `work`, except those that are there; returns when all have.
+
+    given: of each seed the picture that gets the defect; none where pictures are generated.
 
     Of every seed, <seed>.json says whether the pair is kept, whether it has a mask, and the ratio of its check.
     """
@@ -241,7 +266,13 @@ def sample(
         if all((work / f"{s}.json").is_file() for s in batch):
             bar.update(min(len(batch), bar.total - bar.n))
             continue
-        share = len(batch) * processes.num_processes / settings["num_inference_steps"]  # that a step is of the bar
+        pictures: dict[str, Any] = {}
+        steps = settings["num_inference_steps"]
+        if given:
+            images, places = zip(*(g.read() for g in given[start : start + batch_size]), strict=True)
+            pictures = {"image": images, "mask": None if None in places else places}
+            steps = steps_taken(steps, settings["strength"])
+        share = len(batch) * processes.num_processes / steps  # that a step is of the bar
         result = pipe(
             product,
             defect,
@@ -249,6 +280,7 @@ def sample(
             seeds=batch,
             batch_size=len(batch),
             callback=lambda *_, share=share: bar.update(min(share, bar.total - bar.n)),
+            **pictures,
             **settings,
         )
         for s, image, mask in zip(result.seeds, result.images, result.masks, strict=True):

@@ -72,7 +72,10 @@ class PositionAttention(nn.Module):
         q = split_heads(self.to_q(layer_norm(x)), self.heads)  # (B, heads, T, d)
         k = split_heads(self.to_k(c)[:, None], self.heads)  # (B, heads, 1, d)
         v = split_heads(self.to_v(c)[:, None], self.heads)  # (B, heads, 1, d)
-        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-2)  # (B, heads, T, 1)
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # (B, heads, T, 1)
+        if prompt.region is not None:
+            scores = scores.masked_fill(~prompt.region[:, None, :, None], -torch.inf)
+        attention = scores.softmax(dim=-2)
         out = attention.to(v.dtype) * v  # (B, heads, T, d)
         return out.transpose(1, 2).flatten(2), attention.squeeze(-1)  # (B, T, D), (B, heads, T)
 
@@ -102,7 +105,11 @@ class TokenAttention(nn.Module):
         k = split_heads(self.to_k(prompt.tokens), self.heads)  # (B, heads, L, d)
         v = split_heads(self.to_v(prompt.tokens), self.heads)  # (B, heads, L, d)
         scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # (B, heads, T, L)
-        attention = scores.masked_fill(~prompt.token_mask[:, None, None], -torch.inf).softmax(dim=-1)
+        seen = prompt.token_mask[:, None, None]  # (B, 1, 1, L)
+        if prompt.region is not None:  # elsewhere all attention goes to the start token
+            is_start = torch.arange(seen.shape[-1], device=seen.device) == 0
+            seen = seen & (prompt.region[:, None, :, None] | is_start)  # (B, 1, T, L)
+        attention = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
         out = attention.to(v.dtype) @ v  # (B, heads, T, d)
         out = self.to_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
         return out, 1 - attention[..., 0]  # (B, T, D), (B, heads, T)

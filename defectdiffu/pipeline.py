@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,14 +19,15 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from defectdiffu import autoencoder, masks
-from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, MOST_STEPS
+from defectdiffu import autoencoder, inpainting, masks
+from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, MOST_STEPS, STRENGTH
 from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, evaluate_branches, guide
+from defectdiffu.inpainting import GivenPicture, Known
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
 from defectdiffu.model_card import model_card
-from defectdiffu.pictures import to_uint8
+from defectdiffu.pictures import to_tensor, to_uint8
 from defectdiffu.prompts import Conditions, PromptEncoder
 from defectdiffu.selfcheck import LARGEST_RATIO, PASS, change_ratio
 from defectdiffu.weight_files import SCHEDULERS, check_finite, check_weights
@@ -38,8 +40,9 @@ Callback = Callable[[int, Tensor, Tensor, Branches], object]  # step, t, latents
 
 @dataclass
 class DefectDiffuOutput(BaseOutput):
-    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (len(images), S, S) before the threshold; seeds:
-    of each image; ratios: of a call with `check`, `selfcheck.change_ratio` of every image asked for, kept or not."""
+    """images: PIL RGB; masks: PIL "L", 0 or 255; mask_probs: float32 (len(images), S, S) before the threshold, of given
+    pictures of the square that was worked on; seeds: of each image; ratios: of a call with `check`,
+    `selfcheck.change_ratio` of every image asked for, kept or not."""
 
     images: list[Image.Image]
     masks: list[Image.Image]
@@ -105,6 +108,11 @@ class DefectDiffuPipeline(DiffusionPipeline):
         return sorted({d for defects in self.pairs.values() for d in defects})
 
     @property
+    def size(self) -> int:
+        """S, the side of the pictures in pixels."""
+        return self.transformer.config.sample_size * autoencoder.downsampling(self.vae)
+
+    @property
     def oracle(self) -> Path | None:
         """The record of `evaluate oracle` that lies beside the weights, where there is one."""
         name = str(self.config.get("_name_or_path", ""))
@@ -157,8 +165,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
         super().save_pretrained(str(folder), *args, **kwargs)
 
     def _write_card(self, folder: Path) -> None:
-        side = self.transformer.config.sample_size * autoencoder.downsampling(self.vae)
-        (folder / "README.md").write_text(model_card(self.pairs, side, self.oracle))
+        (folder / "README.md").write_text(model_card(self.pairs, self.size, self.oracle))
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         self._write_card(Path(working_dir))  # `push_to_hub` has replaced it by an empty one
@@ -178,8 +185,12 @@ class DefectDiffuPipeline(DiffusionPipeline):
         batch_size: int = 8,
         check: bool | float = False,
         callback: Callback | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        mask: Image.Image | Sequence[Image.Image] | None = None,
+        strength: float = STRENGTH,
+        crop: int | None = None,
     ) -> DefectDiffuOutput:
-        """Generate `num_images` pairs.
+        """Generate `num_images` pairs, or put a defect on given pictures.
 
         product, defect: one name for all images or one per image. w_d: strength of the defect, likewise; w_p: strength
         of the product. num_images: as many as there are of what is given per image, else 1. seeds: one per image,
@@ -187,8 +198,16 @@ class DefectDiffuPipeline(DiffusionPipeline):
         same noise. check: keep only pairs whose change from the twin at w_d = 0 is this many times larger inside the
         mask than outside (`selfcheck`; True: 2 times), which doubles the time; the result's `seeds` are those of the
         pairs kept, its `ratios` those of every image. callback(step, t, latents, branches) is called after every step
-        with the batch's noisy latents and what each branch predicted. Raises `InputError` for names the model does not
-        know, and where the GPU's memory runs out, saying what saves how much.
+        with the batch's noisy latents and what each branch predicted.
+
+        image: a picture of the product without a defect, of any size, or one per image: the result is this picture with
+        the defect, unchanged elsewhere (`inpainting`). mask: where the defect goes, of the picture's size; without it
+        the model chooses, in a first pass that doubles the time. strength: the share of the steps that are taken; fewer
+        keep more of what the picture has in that place. crop: side in pixels of the square that is worked on, by
+        default the picture's shorter side.
+
+        Raises `InputError` for names the model does not know, and where the GPU's memory runs out, saying what saves
+        how much.
         """
         config = self.config
         guidance = check_choice("guidance", guidance or config.guidance, GUIDANCES)
@@ -197,7 +216,8 @@ class DefectDiffuPipeline(DiffusionPipeline):
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         per_image: dict[str, Any] = {"product": product, "defect": defect, "w_d": w_d, "seeds": seeds}
         if num_images is None:
-            num_images = max((len(v) for v in per_image.values() if v is not None and not np.isscalar(v)), default=1)
+            counted = [v for v in (*per_image.values(), image, mask) if isinstance(v, Sequence | np.ndarray)]
+            num_images = max((len(v) for v in counted if not isinstance(v, str)), default=1)
         if num_images < 1 or batch_size < 1:
             raise InputError("num_images and batch_size must be at least 1")
         check_number("num_inference_steps", steps, 1, MOST_STEPS)
@@ -220,36 +240,85 @@ class DefectDiffuPipeline(DiffusionPipeline):
         check_number("check", check, 0, LARGEST_RATIO)
         if check and GOOD in defects:
             raise InputError(f"check compares a defect with its absence: '{GOOD}' cannot be checked")
-        pictures, probabilities = [], []
+        given = self._given(image, mask, num_images, strength, crop)
+        if given and (check or GOOD in defects):
+            raise InputError(
+                f"a given picture gets a defect, which is not checked: no check and no '{GOOD}' with image"
+            )
+        taken = steps if given is None else inpainting.steps_taken(steps, strength)
+        passes = 2 if check or (given and mask is None) else 1
+        images: list[Image.Image] = []
+        probabilities: list[np.ndarray] = []
         ratios: list[float] = []
         with (
             sampling_explained(self, min(batch_size, num_images)),
-            self.progress_bar(total=-(-num_images // batch_size) * steps * (2 if check else 1)) as bar,
+            self.progress_bar(total=-(-num_images // batch_size) * taken * passes) as bar,
         ):
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
                 conditions = branch_conditions(self.encoder, guidance, products[batch], defects[batch], null)
-                picture, probability = self._sample(
-                    conditions, guidance, w_p, w_d[batch], seeds[batch], steps, callback, bar.update
+                sample = partial(
+                    self._sample, conditions, guidance, w_p, seeds=seeds[batch], steps=steps, tick=bar.update
                 )
-                pictures.append(picture)
+                if given:
+                    changed, probability = self._change(given[batch], strength, partial(sample, w_d[batch]), callback)
+                    images += changed
+                else:
+                    picture, probability = sample(w_d[batch], callback=callback)
+                    images += [Image.fromarray(p) for p in picture]
                 probabilities.append(probability)
                 if check:
-                    twin, twin_probability = self._sample(
-                        conditions, guidance, w_p, [0.0] * len(picture), seeds[batch], steps, None, bar.update
-                    )
+                    twin, twin_probability = sample([0.0] * len(picture))
                     marked = [np.stack([masks.binarise(m) for m in p]) > 0 for p in (probability, twin_probability)]
                     ratios += change_ratio(picture, twin, *marked).tolist()
                 self.maybe_free_model_hooks()  # offloaded parts leave the GPU before the next batch
         kept = [i for i in range(num_images) if not check or ratios[i] >= check]
         mask_probs = np.concatenate(probabilities)[kept]
+        binary = [masks.binarise(p) for p in mask_probs]
         return DefectDiffuOutput(
-            images=[Image.fromarray(p) for p in np.concatenate(pictures)[kept]],
-            masks=[Image.fromarray(masks.binarise(p)) for p in mask_probs],
+            images=[images[i] for i in kept],
+            masks=[given[i].marked(m) if given else Image.fromarray(m) for i, m in zip(kept, binary, strict=True)],
             mask_probs=mask_probs,
             seeds=[seeds[i] for i in kept],
             ratios=ratios if check else None,
         )
+
+    def _given(
+        self,
+        image: Image.Image | Sequence[Image.Image] | None,
+        mask: Image.Image | Sequence[Image.Image] | None,
+        number: int,
+        strength: float,
+        crop: int | None,
+    ) -> list[GivenPicture] | None:
+        """The given pictures of a call, if it has any."""
+        if image is None:
+            if mask is not None or crop is not None:
+                raise InputError("mask and crop say where on a given picture: give image, too")
+            return None
+        check_number("strength", strength, 0.01, 1)
+        return inpainting.prepare(image, mask, number, self.size, crop)
+
+    def _change(
+        self,
+        given: list[GivenPicture],
+        strength: float,
+        sample: Callable[..., tuple[np.ndarray, np.ndarray]],
+        callback: Callback | None,
+    ) -> tuple[list[Image.Image], np.ndarray]:
+        """One batch of given pictures with their defects, and the maps of their masks, 0 outside the regions."""
+        pictures = to_tensor(np.stack([g.seen(self.size) for g in given])).to(self._execution_device, self.vae.dtype)
+        latents = autoencoder.encode(self.vae, pictures).float()
+        regions = [g.region for g in given if g.region is not None]
+        if not regions:
+            _, probability = sample(known=Known(latents, None, strength))
+            regions = [*inpainting.around([masks.binarise(p) for p in probability])]
+        region = np.stack(regions)
+        known = Known(latents, torch.from_numpy(region).float().to(latents.device), strength)
+        drawn, probability = sample(known=known, callback=callback)
+        difference = drawn.astype(np.float32) - to_uint8(self._decode(latents))
+        changed = [g.changed(d, r) for g, d, r in zip(given, difference, region, strict=True)]
+        return changed, probability * region
 
     def _sample(
         self,
@@ -259,8 +328,9 @@ class DefectDiffuPipeline(DiffusionPipeline):
         w_d: list[float],
         seeds: list[int],
         steps: int,
-        callback: Callback | None,
         tick: Callable[[], object],
+        callback: Callback | None = None,
+        known: Known | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One batch: uint8 pictures (B, S, S, 3) and mask maps float32 (B, S, S)."""
         device, dtype = self._execution_device, self.transformer.dtype
@@ -272,15 +342,26 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
         follow(self.scheduler, self.transformer.config.prediction)
         self.scheduler.set_timesteps(steps, device=device)
-        latents = latents * self.scheduler.init_noise_sigma
-        extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
-        last = masks.averaged_steps(steps)
         timesteps = self.scheduler.timesteps
+        if known is None:
+            latents = latents * self.scheduler.init_noise_sigma
+        else:
+            begin = len(timesteps) - inpainting.steps_taken(len(timesteps), known.strength)
+            timesteps = timesteps[begin:]
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(begin)
+            conditions = known.confine(conditions, self.transformer.side)
+            latents = self.scheduler.add_noise(known.latents, latents, timesteps[:1].expand(len(latents)))
+        extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        last = min(masks.averaged_steps(steps), len(timesteps))
         seen = []  # decoded at the end, so that with offloading transformer and autoencoder are swapped only once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
             branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
             predicted, mask = guide(branches, guidance, w_p, strength)
+            if known is not None:
+                a_bar = self.scheduler.alphas_cumprod.to(device)[t.long()].expand(len(x))
+                predicted = known.predicted(self.transformer.config.prediction, predicted.float(), x, a_bar)
             latents = self.scheduler.step(predicted.float(), t, latents, **extra).prev_sample
             if i >= len(timesteps) - last:
                 seen.append(mask)

@@ -46,6 +46,7 @@ class PromptEmbedding:
         pooled      (B, D) one vector per prompt, the condition of adaLN-Zero
         tokens      (B, L, D) one vector per token, needed only by cross-attention over tokens
         token_mask  (B, L) bool, the tokens that cross-attention sees: the start token and the words of the subject
+        region      (B, T) bool, the positions of the picture that may attend to the subject; None: all
 
     The template's words are masked (the causal encoder includes them in the subject's embeddings). The start token is
     the same for every prompt; positions without the subject attend to it.
@@ -54,6 +55,7 @@ class PromptEmbedding:
     pooled: Tensor
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
+    region: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "PromptEmbedding":
         """Apply the function `f` to each tensor that is not None."""

@@ -249,6 +249,82 @@ def killed(out, place: str, count: int) -> None:
     generate(out)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# A defect on given pictures
+
+
+def given_pictures(folder: Path, number: int = 2) -> Path:
+    folder.mkdir()
+    for i in range(number):
+        Image.new("RGB", (40, 32), (100 + i,) * 3).save(folder / f"{i}.png")
+    return folder
+
+
+def test_given_pictures_are_used_in_turn(drawing, tmp_path):
+    pipe, calls = drawing
+    place = tmp_path / "place.png"
+    Image.fromarray(np.eye(32, 40, dtype=np.uint8)).save(place)
+    on = given_pictures(tmp_path / "on")
+    record = generate_folder(
+        pipe, tmp_path / "out", "tile", "hole", 3, seed=4, on=on, where=place, strength=0.4, crop=32, batch_size=3
+    )
+    (first, *_) = calls
+    assert [image.getpixel((0, 0))[0] for image in first["image"]] == [100, 101, 100]
+    assert [np.asarray(mask).sum() for mask in first["mask"]] == [32] * 3
+    assert (first["strength"], first["crop"]) == (0.4, 32)
+    assert record["pictures"] == {4: "0.png", 6: "0.png", 8: "0.png"}  # odd seeds have no mask
+    assert "pictures" not in generate_folder(pipe, tmp_path / "out", "tile", "crack", 1)
+
+
+def test_without_a_place_the_pipeline_is_given_none(drawing, tmp_path):
+    pipe, calls = drawing
+    generate_folder(pipe, tmp_path / "out", "tile", "hole", 1, on=given_pictures(tmp_path / "on"))
+    assert calls[0]["mask"] is None
+
+
+def test_a_real_call_changes_the_place_alone(pipe, tmp_path, monkeypatch):
+    place = np.zeros((32, 40), np.uint8)
+    place[12:20, 16:24] = 255
+    Image.fromarray(place).save(tmp_path / "place.png")
+    on = given_pictures(tmp_path / "on", 1)
+    monkeypatch.setattr("defectdiffu.masks.binarise", lambda p: np.where(p > 0, 255, 0).astype(np.uint8))
+    generate_folder(pipe, tmp_path / "out", "tile", "hole", 1, on=on, where=tmp_path / "place.png", steps=2)
+    image = np.asarray(Image.open(tmp_path / "out/tile/test/hole/000.png"))
+    assert image.shape == (32, 40, 3)
+    assert (image[0] == 100).all()
+    assert (image[12:20, 16:24] != 100).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defect": "good"}, "a given picture gets a defect"),
+        ({"check": 2.0}, "no check"),
+        ({"strength": 0.0}, "strength is 0.0"),
+        ({"on": None, "where": Path("place.png")}, "name the picture, too"),
+        ({"on": None, "crop": 32}, "name the picture, too"),
+        ({"crop": 33}, "crop is 33: it must be from 16 to 32"),
+        ({"where": Path("none.png")}, "none.png: there is no such mask"),
+    ],
+)
+def test_given_pictures_that_cannot_be_used_leave_nothing(pipe, tmp_path, changes, message):
+    asked = {"product": "tile", "defect": "hole", "num": 1, "on": given_pictures(tmp_path / "on")}
+    with pytest.raises(InputError, match=message):
+        generate_folder(pipe, tmp_path / "out", **asked | changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_generation_on_other_pictures_is_refused(drawing, tmp_path, monkeypatch):
+    pipe, _ = drawing
+    on = given_pictures(tmp_path / "on")
+    monkeypatch.setattr(generation, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        generate_folder(pipe, tmp_path / "out", "tile", "hole", 1, on=on)
+    Image.new("RGB", (40, 32)).save(on / "0.png")
+    with pytest.raises(InputError, match="pictures: "):
+        generate_folder(pipe, tmp_path / "out", "tile", "hole", 1, on=on)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "out"

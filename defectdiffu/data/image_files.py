@@ -43,9 +43,13 @@ def load_image(path: str | Path, size: int, white: int | None = None) -> np.ndar
 
     Raises `Problem`, an `InputError`, if the file cannot be read as an image.
     """
-    with opened(Path(path)) as image:
-        image = to_rgb(ImageOps.exif_transpose(image), white)
-        return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    return np.asarray(read_image(Path(path), white).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def read_image(path: Path, white: int | None = None) -> Image.Image:
+    """Return an image in its own size, as `load_image` does otherwise."""
+    with opened(path) as image:
+        return to_rgb(ImageOps.exif_transpose(image), white)
 
 
 def load_mask(path: str | Path, size: int, turn: int = 1) -> np.ndarray:
