@@ -21,7 +21,7 @@ $(READY): requirements.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing what requirements.txt names, this can take some minutes"
-	$(BIN)/pip install --quiet --editable ".[evaluation,book,test]"
+	$(BIN)/pip install --quiet --editable ".[evaluation,book,test,demo]"
 	touch $@
 
 # The one file of MathJax that the pages need, so that they can be read with the network off.

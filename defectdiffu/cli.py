@@ -508,6 +508,19 @@ def ablations(
 
 
 @app.command()
+def demo(
+    weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "book",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
+    host: Annotated[str, typer.Option(help="Who may open it: this machine only, or 0.0.0.0 for all.")] = "127.0.0.1",
+) -> None:
+    """Open a page in the browser to try a model, also on a picture of your own (extra: demo)."""
+    from defectdiffu.demo import serve
+    from defectdiffu.generation import load_pipeline
+
+    serve(load_pipeline(weights), port, host)
+
+
+@app.command()
 def benchmark(
     part: Annotated[str | None, typer.Argument(help="train or sample; default: both.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, book, paper, or a JSON file.")] = "tiny",

@@ -64,3 +64,10 @@ def to_webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=82, method=6)
     return buffer.getvalue()
+
+
+def to_png(image: Image.Image) -> bytes:
+    """Return the image as the bytes of a PNG file, which loses nothing."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -198,7 +198,8 @@ def live_slider(
 ) -> ipywidgets.Widget:
     """Return widgets that call the pipeline: product, defect, w_d, w_p, seed and steps, and the resulting pair.
 
-    settings: initial values of w_d, w_p and num_inference_steps; other settings are passed to every call unchanged.
+    settings: initial values of w_d, w_p and num_inference_steps; other settings are passed to every call unchanged,
+    such as `image` and `mask` to put the defect on a picture of one's own.
     Only the picture is redrawn, and frames computed before are shown from a cache; the line below the controls
     says how long the last new frame took.
     """

@@ -147,6 +147,12 @@ def test_live_slider_draws_once_per_setting(pipe):
     assert len(pipe.calls) == 8
 
 
+def test_a_live_slider_on_a_picture_of_ones_own(pipe):
+    image = Image.new("RGB", (40, 32))
+    viz.live_slider(pipe, "wood", image=image)
+    assert pipe.calls[0]["image"] is image
+
+
 def test_a_sheet_of_weights_shows_every_pair_at_every_strength(pipe):
     sheet = viz.weights_sheet(pipe, strengths=(1, 2), seed=5)
     assert sheet.width > 11 * 2 * 64 and sheet.height > 12 * 2 * 64
