@@ -109,7 +109,7 @@ class GivenPicture:
                 )
         # The square's corner: the box is in its middle, unless that is beyond the picture.
         corner = [min(max((box[i] + box[i + 2] - side) // 2, 0), full - side) for i, full in enumerate(image.size)]
-        given = cls(image.convert("RGB"), (corner[0], corner[1], side), None)
+        given = cls(image if image.mode == "RGB" else image.convert("RGB"), (corner[0], corner[1], side), None)
         if mask is None:
             return given
         window = mask.point(lambda value: 255 * (value > 0)).crop(given.box)  # any mark under a pixel counts
