@@ -260,14 +260,16 @@ def generate(
     append: Annotated[bool, typer.Option("--append", help="Add to the pictures of this pair that are there.")] = False,
     guidance: Annotated[str | None, typer.Option(help="double_free, defect_only or product_aware.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs sampled together; fewer take less memory.")] = 8,
-    half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
+    full_precision: Annotated[
+        bool, typer.Option("--full-precision", help="float32 on a GPU: twice the memory, slower.")
+    ] = False,
     offload: Annotated[bool, typer.Option("--offload", help="Keep only the part that computes on the GPU.")] = False,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
     from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
-    pipe = load_pipeline(weights, half, offload, tiling)
+    pipe = load_pipeline(weights, full_precision, offload, tiling)
     main = _process().is_main_process
     if main and (warning := weakness(pipe, product, defect)):
         print(f"defectdiffu: {warning}", file=sys.stderr)

@@ -131,7 +131,7 @@ def test_names_are_printed_safely(run, tmp_path):
 
 def test_pairs_are_generated_in_little_memory(run, weights, tmp_path):
     arguments = ["generate", "--weights", weights / "run", "--product", "tile", "--num", 3, "--out", tmp_path / "out"]
-    code, out, _ = run(*arguments, "--batch-size", 2, "--half", "--tiling")
+    code, out, _ = run(*arguments, "--batch-size", 2, "--full-precision", "--tiling")
     assert code == 0
     assert "3 of 3 pairs" in out
 
