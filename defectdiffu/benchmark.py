@@ -3,22 +3,27 @@
 Uses random weights of a preset's sizes and random pictures and downloads nothing: only speed and memory are measured.
 """
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from defectdiffu import autoencoder
 from defectdiffu.config import GOOD, Preset
-from defectdiffu.errors import check_choice
+from defectdiffu.errors import InputError, check_choice
 from defectdiffu.guidance import branch_conditions, double_free, evaluate_branches
 from defectdiffu.machine import default_device, device_name, precision
 from defectdiffu.masks import averaged_steps, to_picture, to_probability
@@ -39,16 +44,31 @@ IMAGES = 4  # sampled together
 STEPS, BASELINE_STEPS = 20, 50  # of denoising
 CLIP_LAYERS, CLIP_HEADS = 12, 12  # of ViT-L/14's text model
 
-Work = tuple[Callable[[], None], int, float]  # function to time, samples it makes, FLOP of the transformer in it
+GROWTH = 1.02  # a batch twice as large is better if it is faster by this factor
+
+
+@dataclass
+class Work:
+    """run(tick): makes `samples` samples and calls `tick` after every step; flop: of the transformer in one run."""
+
+    run: Callable[[Callable[[], object]], object]
+    samples: int
+    flop: float
+
+
+Prepare = Callable[[Preset, int], Work]  # of a preset and a batch
 
 
 def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, baseline: bool = False) -> dict:
     """Samples per second, achieved FLOP/s, its share of the device's measured matrix-product rate, and peak memory.
 
     parts: "train" (a step of the training loop on cached latents), "sample" (image-mask pairs, 20 steps, double-free).
-    baseline: also time what the released code does: full precision with TF32 on, autoencoder and text encoder run in
-    every step, no cache; 50 steps of sampling, the branches in separate passes. Medians over `repeats` after one
-    warm-up. Only the transformer's FLOP are counted; all other work counts only as time.
+    baseline: also time what the released code does, on batches of the same size: full precision with TF32 on,
+    autoencoder and text encoder run in every step, no cache; 50 steps of sampling, the branches in separate passes. On
+    a GPU ours is also timed at the batch from which twice as many pictures are no faster or do not fit ("best_...").
+    Medians over `repeats` after one warm-up. Only the transformer's FLOP are counted; all other work counts only as
+    time. host_ms_per_step, the time until the processor has given a step to the GPU, and device_busy, the share of the
+    time in which the GPU computes, are None without a GPU.
     """
     for part in parts:
         check_choice("part of the benchmark", part, PARTS)
@@ -64,27 +84,57 @@ def benchmark(preset: Preset, repeats: int = 5, parts: Sequence[str] = PARTS, ba
         "matrix_product_size": matrix_size(),
         "repeats": repeats,
     }
-    works = {"train": ("training", train_ours, train_baseline), "sample": ("sampling", sample_ours, sample_baseline)}
+    works: dict[str, tuple[str, int, Prepare, Prepare]] = {
+        "train": ("training", preset.training.batch_size, train_ours, train_baseline),
+        "sample": ("sampling", IMAGES, sample_ours, sample_baseline),
+    }
     for part in parts:
-        name, *contenders = works[part]
-        speed = []
-        for prefix, prepare in zip(("", "baseline_"), contenders[: 1 + baseline], strict=False):
-            work, samples, flop = prepare(preset)
-            seconds, memory = measure(work, repeats)
-            speed.append(samples / seconds)
-            result |= {
-                f"{prefix}{name}_samples_per_second": round(samples / seconds, 3),
-                f"{prefix}{name}_gflops": round(flop / seconds / 1e9, 1),
-                f"{prefix}{name}_mfu": round(flop / seconds / rate, 3),
-                f"{prefix}{name}_peak_memory_gb": memory,
-            }
+        name, batch, prepare, prepare_baseline = works[part]
+        ours = measured(prepare, preset, batch, repeats, rate)
+        found = {"": ours}
+        if default_device() == "cuda":
+            found["best_"] = best(ours, prepare, preset, repeats, rate)
         if baseline:
-            result[f"{name}_speedup"] = round(speed[0] / speed[1], 2)
+            found["baseline_"] = measured(prepare_baseline, preset, batch, repeats, rate)
+        for prefix, figures in found.items():
+            result |= {f"{prefix}{name}_{key}": value for key, value in figures.items()}
+        if baseline:
+            result[f"{name}_speedup"] = round(ours["samples_per_second"] / found["baseline_"]["samples_per_second"], 2)
     return result
 
 
-def train_ours(preset: Preset) -> Work:
+def measured(prepare: Prepare, preset: Preset, batch: int, repeats: int, rate: float) -> dict[str, Any]:
+    """The figures of one contender; what earlier ones left in memory is freed first."""
+    release()
+    work = prepare(preset, batch)
+    seconds, memory = measure(lambda: work.run(lambda: None), repeats)
+    on_gpu = default_device() == "cuda"
+    return {
+        "batch_size": batch,
+        "samples_per_second": float(f"{work.samples / seconds:.4g}"),
+        "gflops": round(work.flop / seconds / 1e9, 1),
+        "mfu": round(work.flop / seconds / rate, 3),
+        "peak_memory_gb": memory,
+        "host_ms_per_step": round(1e3 * host_seconds(work), 3) if on_gpu else None,
+        "device_busy": round(device_seconds(work) / seconds, 3) if on_gpu else None,
+    }
+
+
+def best(found: dict[str, Any], prepare: Prepare, preset: Preset, repeats: int, rate: float) -> dict[str, Any]:
+    """The figures at the best batch: from those `found`, it is doubled as long as it is faster and fits in memory."""
+    while True:
+        try:
+            larger = measured(prepare, preset, 2 * found["batch_size"], repeats, rate)
+        except (torch.OutOfMemoryError, InputError):  # the pipeline explains it by an `InputError`
+            return found
+        if larger["samples_per_second"] < GROWTH * found["samples_per_second"]:
+            return found
+        found = larger
+
+
+def train_ours(preset: Preset, batch_size: int) -> Work:
     """A step of `loop.fit` with its batch drawn: cached latents, a table of prompts, autocast, averaged weights."""
+    preset = preset.replace(training={"batch_size": batch_size})
     accelerator = build_accelerator(precision())
     latents = random_latents(preset, accelerator.device)
     told, numbers = conditions_told(latents, preset.model.null_product)
@@ -95,14 +145,16 @@ def train_ours(preset: Preset) -> Work:
     step.set(preset.training.learning_rate, preset.training.ema_decay)
     steps = itertools.count()
 
-    def take() -> None:
+    def run(tick: Callable[[], object]) -> None:
         step(draw_batch(latents, numbers, preset, next(steps)))
+        tick()
 
-    return take, preset.training.batch_size, flop
+    return Work(run, batch_size, flop)
 
 
-def train_baseline(preset: Preset) -> Work:
+def train_baseline(preset: Preset, batch_size: int) -> Work:
     """A step of the released code: pictures and prompts are encoded in every step, no average of the weights."""
+    preset = preset.replace(training={"batch_size": batch_size})
     device = torch.device(default_device())
     latents = random_latents(preset, device)
     told, numbers = conditions_told(latents, preset.model.null_product)
@@ -113,7 +165,7 @@ def train_baseline(preset: Preset) -> Work:
     pictures = torch.rand(len(batch["x"]), 3, preset.image_size, preset.image_size, device=device) * 2 - 1
     masks = (pictures[:, 0] > 0).float()
 
-    def step() -> None:
+    def run(tick: Callable[[], object]) -> None:
         with tf32():
             denoiser.prompts = PromptTable(pipe.encoder, told, trained=preset.text.pretrained is None)
             with torch.no_grad():
@@ -121,62 +173,73 @@ def train_baseline(preset: Preset) -> Work:
             denoiser(batch | dict(zip(("x", "mask"), encoded, strict=True)))["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
+        tick()
 
-    return step, len(pictures), training_flop(denoiser, batch)
+    return Work(run, batch_size, training_flop(denoiser, batch))
 
 
-def sample_ours(preset: Preset) -> Work:
-    """The pipeline, in half precision on a GPU."""
+def sample_ours(preset: Preset, images: int) -> Work:
+    """The pipeline with the precision of `generate`: half on a GPU."""
     device = torch.device(default_device())
     pipe = build(preset, device)
     if device.type == "cuda":
         pipe.to(torch.float16 if precision() == "fp16" else torch.bfloat16)
-    x, t = noise_and_step(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    x, t = noise_and_step(pipe, images)
     conditions = branch_conditions(pipe.encoder, "double_free", [PRODUCT], [DEFECT], preset.model.null_product)
     flop = STEPS * count(lambda: evaluate_branches(pipe.transformer, x, t, conditions))
 
-    def sample() -> None:
-        pipe(PRODUCT, DEFECT, num_images=IMAGES, num_inference_steps=STEPS, guidance="double_free")
+    def run(tick: Callable[[], object]) -> None:
+        pipe(
+            PRODUCT,
+            DEFECT,
+            num_images=images,
+            batch_size=images,
+            num_inference_steps=STEPS,
+            guidance="double_free",
+            callback=lambda *_: tick(),
+        )
 
-    return sample, IMAGES, flop
+    return Work(run, images, flop)
 
 
-def sample_baseline(preset: Preset) -> Work:
+def sample_baseline(preset: Preset, images: int) -> Work:
     """Ancestral sampling in full precision: one pass per branch and step, the mask from the last tenth of the steps."""
     device = torch.device(default_device())
     pipe = build(preset, device)
     scheduler = DDPMScheduler(TRAIN_STEPS)
     scheduler.set_timesteps(BASELINE_STEPS)
     last = scheduler.timesteps[-averaged_steps(BASELINE_STEPS) :]
-    x, t = noise_and_step(pipe)
+    x, t = noise_and_step(pipe, images)
     channels = x.shape[1]
 
     def branch(condition: Conditions, x: Tensor, t: Tensor) -> TransformerOutput:
-        wide = (p.map(lambda v: v.expand(IMAGES, *v.shape[1:])) for p in vars(condition).values())
+        wide = (p.map(lambda v: v.expand(images, *v.shape[1:])) for p in vars(condition).values())
         return pipe.transformer(x, t, *wide)
 
     def conditions() -> dict[str, Conditions]:
         pipe.encoder.forget()
         return branch_conditions(pipe.encoder, "double_free", [PRODUCT], [DEFECT], preset.model.null_product)
 
-    def sample() -> None:
+    def sample(tick: Callable[[], object]) -> None:
         latents, prompts = x, conditions()
         for time_step in scheduler.timesteps:
-            out = {name: branch(c, latents, time_step.to(device).expand(IMAGES)) for name, c in prompts.items()}
+            out = {name: branch(c, latents, time_step.to(device).expand(images)) for name, c in prompts.items()}
             noise = double_free({name: o.sample[:, :channels] for name, o in out.items()}, 1.0, 1.0)
             latents = scheduler.step(noise, time_step, latents).prev_sample
             if time_step in last:
                 to_probability(autoencoder.decode(pipe.vae, out["d0"].mask))
+            tick()
         autoencoder.decode(pipe.vae, latents)
 
-    def in_full_precision() -> None:
+    def run(tick: Callable[[], object]) -> None:
         with tf32(), torch.no_grad():
-            sample()
+            sample(tick)
 
     with torch.no_grad():
         prompts = conditions()
         flop = BASELINE_STEPS * sum(count(partial(branch, c, x, t)) for c in prompts.values())
-    return in_full_precision, IMAGES, flop
+    return Work(run, images, flop)
 
 
 def build(preset: Preset, device: torch.device) -> DefectDiffuPipeline:
@@ -201,10 +264,10 @@ def random_latents(preset: Preset, device: torch.device) -> Latents:
     return Latents(image.half(), image.half(), region, list(products), list(defects))
 
 
-def noise_and_step(pipe: DefectDiffuPipeline) -> tuple[Tensor, Tensor]:
+def noise_and_step(pipe: DefectDiffuPipeline, images: int) -> tuple[Tensor, Tensor]:
     config = pipe.transformer.config
-    x = torch.randn(IMAGES, config.in_channels, config.sample_size, config.sample_size)
-    return x.to(pipe.device, pipe.transformer.dtype), torch.full((IMAGES,), 500, device=pipe.device)
+    x = torch.randn(images, config.in_channels, config.sample_size, config.sample_size)
+    return x.to(pipe.device, pipe.transformer.dtype), torch.full((images,), 500, device=pipe.device)
 
 
 def training_flop(denoiser: Denoiser, batch: dict[str, Tensor]) -> float:
@@ -233,7 +296,39 @@ def tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(work: Callable[[], None], repeats: int) -> tuple[float, float | None]:
+def release() -> None:
+    """Free what is no longer used, so that it does not count as the memory of what comes next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def host_seconds(work: Work) -> float:
+    """Median time in which the processor gives a step to the GPU, which has nothing else to do."""
+    seconds = []
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+
+    def tick() -> None:
+        nonlocal start
+        seconds.append(time.perf_counter() - start)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+
+    work.run(tick)
+    return median(seconds)
+
+
+def device_seconds(work: Work) -> float:
+    """Time in which the GPU computes or copies during one run, by the profiler."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work.run(lambda: None)
+        torch.cuda.synchronize()
+    kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(e.time_range.elapsed_us() for e in kernels) / 1e6
+
+
+def measure(work: Callable[[], object], repeats: int) -> tuple[float, float | None]:
     """Median seconds of `work`, after one warm-up, and its peak memory in GB: of the GPU, or of this process without
     one; None if unknown."""
     on_gpu, status = torch.cuda.is_available(), Path("/proc/self/status")

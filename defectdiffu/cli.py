@@ -100,12 +100,13 @@ def data_render(
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Another seed renders other specimens.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the pairs held out of training.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that render; default: one per core.")] = None,
 ) -> None:
-    """Render the procedural set into OUT, in MVTec AD's layout."""
+    """Render the procedural set into OUT, in MVTec AD's layout; the same command again resumes."""
     from defectdiffu.drawn.procedural import write_dataset
+    from defectdiffu.drawn.workers import cores
 
-    pairs = _names(products), _names(defects)
-    write_dataset(out, *pairs, per_pair=per_pair, size=size, seed=seed, held_out=held_out, good=good)
+    write_dataset(out, _names(products), _names(defects), per_pair, size, seed, held_out, good, workers or cores())
     print(printable(out))
 
 
@@ -271,14 +272,16 @@ def generate(
     crop: Annotated[
         int | None, typer.Option(help="With --on: side of the square worked on; default: the picture's shorter side.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Half precision: half the memory.")] = False,
+    full_precision: Annotated[
+        bool, typer.Option("--full-precision", help="float32 on a GPU: twice the memory, slower.")
+    ] = False,
     offload: Annotated[bool, typer.Option("--offload", help="Keep only the part that computes on the GPU.")] = False,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
     from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
-    pipe = load_pipeline(weights, half, offload, tiling)
+    pipe = load_pipeline(weights, full_precision, offload, tiling)
     main = _process().is_main_process
     if main and (warning := weakness(pipe, product, defect)):
         print(f"defectdiffu: {warning}", file=sys.stderr)

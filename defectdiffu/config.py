@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from defectdiffu.errors import InputError, check_choice, hint
 
 GOOD = "good"  # the defect's name for "no defect", c_g in the paper
-STRENGTH = 0.6  # of a defect on a given picture: the share of the denoising steps that are taken
+STRENGTH = 0.8  # of a defect on a given picture: the share of the denoising steps that are taken
 LARGEST_SCALE = 100.0  # of w_p and w_d: far beyond what gives a picture
 LARGEST_SEED = 2**63 - 1
 MOST_STEPS = 1000  # of sampling: the noise levels of training

@@ -39,17 +39,20 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} pictures [{elapsed}<{re
 BATCH = 8  # images sampled together; a resumed run has the same batches, so that results are the same to the bit
 
 
-def load_pipeline(weights: str, half: bool = False, offload: bool = False, tiling: bool = False) -> DefectDiffuPipeline:
+def load_pipeline(
+    weights: str, full_precision: bool = False, offload: bool = False, tiling: bool = False
+) -> DefectDiffuPipeline:
     """The pipeline of a shipped name, a folder or a hub id, on this process's device, with options to save memory.
 
-    half: in half precision; offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are
-    decoded tile by tile. Raises `InputError` for `offload` without a GPU, and if the weights alone do not fit into the
-    GPU's memory; the message says how much each option saves.
+    A GPU computes in half precision (bfloat16, or float16 where it has none) unless full_precision is set; a CPU always
+    in float32. offload: only the part that computes is on the GPU; tiling: pictures larger than a tile are decoded tile
+    by tile. Raises `InputError` for `offload` without a GPU, and if the weights alone do not fit into the GPU's memory;
+    the message says how much each option saves.
     """
     on_gpu, dtype = torch.cuda.is_available(), torch.float32
     if offload and not on_gpu:
         raise InputError("--offload saves memory on a GPU, and there is no GPU: leave it out")
-    if half:
+    if on_gpu and not full_precision:
         dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
     device = PartialState(cpu=not on_gpu).device
     pipe = DefectDiffuPipeline.from_pretrained(weights, dtype=dtype)

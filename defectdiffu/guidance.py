@@ -107,29 +107,36 @@ def evaluate_branches(transformer: Transformer, x: Tensor, t: Tensor, conditions
     The background blocks are conditioned only on the product, so (g, null) and (d, null) are equal after them: they run
     once for each distinct product. The other blocks run as one batch over the branches.
     """
-    batch, channels = x.shape[:2]
+    return prepare_branches(transformer, conditions, len(x), x.device)(x, t)
+
+
+def prepare_branches(
+    transformer: Transformer, conditions: dict[str, Conditions], batch: int, device: torch.device
+) -> Callable[[Tensor, Tensor], Branches]:
+    """`evaluate_branches` as a function of x and t alone, its prompts laid out once: for many steps of B images."""
 
     def stack(prompts: list[PromptEmbedding]) -> PromptEmbedding:
         # Prompts are embedded on the text encoder's device, which may be the CPU when it is offloaded.
-        return PromptEmbedding.cat([p.map(lambda v: v.to(x.device).expand(batch, *v.shape[1:])) for p in prompts])
+        return PromptEmbedding.cat([p.map(lambda v: v.to(device).expand(batch, *v.shape[1:])) for p in prompts])
 
     # With one prompt for all parts the background blocks are also conditioned on the defect: no pass is shared.
     product = {branch: branch if transformer.config.one_prompt else branch[1] for branch in conditions}
     products = {product[branch]: c.product for branch, c in conditions.items()}
-    n = len(products)
-    states = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), stack(list(products.values())))  # (n B, T, D)
-    hidden = dict(zip(products, states.chunk(n), strict=True))
+    of_products = stack(list(products.values()))
+    defects, fusions = stack([c.defect for c in conditions.values()]), stack([c.fusion for c in conditions.values()])
 
-    n = len(conditions)
-    out = transformer.defect_and_fusion(
-        torch.cat([hidden[product[branch]] for branch in conditions]),  # (n B, T, D)
-        t.repeat(n),
-        stack([c.defect for c in conditions.values()]),
-        stack([c.fusion for c in conditions.values()]),
-    )
-    # A learned variance (the second half of the channels) is not guided and not used: samplers have a fixed variance.
-    parts = (out.sample[:, :channels], out.mask, out.attention)
-    return Branches(*(dict(zip(conditions, part.chunk(n), strict=True)) for part in parts))
+    def evaluate(x: Tensor, t: Tensor) -> Branches:
+        n = len(products)
+        states = transformer.background(x.repeat(n, 1, 1, 1), t.repeat(n), of_products)  # (n B, T, D)
+        hidden = dict(zip(products, states.chunk(n), strict=True))
+        n = len(conditions)
+        joined = torch.cat([hidden[product[branch]] for branch in conditions])  # (n B, T, D)
+        out = transformer.defect_and_fusion(joined, t.repeat(n), defects, fusions)
+        # A learned variance (the second half of the channels) is neither guided nor used: samplers have a fixed one.
+        parts = (out.sample[:, : x.shape[1]], out.mask, out.attention)
+        return Branches(*(dict(zip(conditions, part.chunk(n), strict=True)) for part in parts))
+
+    return evaluate
 
 
 def guide(branches: Branches, guidance: str, w_p: float, w_d: Tensor) -> tuple[Tensor, Tensor]:

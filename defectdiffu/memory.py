@@ -7,7 +7,8 @@ By diffusers' options::
     pipe.vae.enable_tiling()              # a picture larger than a tile is decoded tile by tile
     pipe(..., batch_size=1)               # one picture, with all its branches, at a time
 
-In `defectdiffu generate` they are `--half`, `--offload`, `--tiling` and `--batch-size`.
+In `defectdiffu generate` the first is the default, which `--full-precision` switches off; the others are `--offload`,
+`--tiling` and `--batch-size`.
 """
 
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def sampling_savings(pipe: Parts, batch_size: int) -> dict[str, float]:
     """{how to switch an option on: GB that it would save}, for options not in use yet; the largest first."""
     modes = sampling_modes(pipe)
     names = {
-        "half": "dtype=torch.float16 (--half)",
+        "half": "dtype=torch.float16 (no --full-precision)",
         "offload": "enable_model_cpu_offload() (--offload)",
         "tiling": "vae.enable_tiling() (--tiling)",
     }

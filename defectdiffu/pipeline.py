@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from defectdiffu import autoencoder, inpainting, masks
 from defectdiffu.config import GOOD, LARGEST_SCALE, LARGEST_SEED, MOST_STEPS, STRENGTH
 from defectdiffu.errors import InputError, check_choice, check_number
-from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, evaluate_branches, guide
+from defectdiffu.guidance import GUIDANCES, Branches, branch_conditions, guide, prepare_branches
 from defectdiffu.inpainting import GivenPicture, Known
 from defectdiffu.memory import sampling_explained
 from defectdiffu.model import DefectDiffuTransformer
@@ -342,27 +342,28 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
         follow(self.scheduler, self.transformer.config.prediction)
         self.scheduler.set_timesteps(steps, device=device)
-        timesteps = self.scheduler.timesteps
+        begin = steps - (steps if known is None else inpainting.steps_taken(steps, known.strength))
+        timesteps = self.scheduler.timesteps[begin:]
+        if hasattr(self.scheduler, "set_begin_index"):  # else the first step would read its number from the device
+            self.scheduler.set_begin_index(begin)
         if known is None:
             latents = latents * self.scheduler.init_noise_sigma
         else:
-            begin = len(timesteps) - inpainting.steps_taken(len(timesteps), known.strength)
-            timesteps = timesteps[begin:]
-            if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(begin)
             conditions = known.confine(conditions, self.transformer.side)
             latents = self.scheduler.add_noise(known.latents, latents, timesteps[:1].expand(len(latents)))
-        extra = {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+            a_bars = self.scheduler.alphas_cumprod.to(device)
+        extra = self._noise_of_steps(generators, latents, len(timesteps))
+        evaluate = prepare_branches(self.transformer, conditions, len(latents), latents.device)
         last = min(masks.averaged_steps(steps), len(timesteps))
         seen = []  # decoded at the end, so that with offloading transformer and autoencoder are swapped only once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
-            branches = evaluate_branches(self.transformer, x.to(dtype), t.expand(len(x)), conditions)
+            branches = evaluate(x.to(dtype), t.expand(len(x)))
             predicted, mask = guide(branches, guidance, w_p, strength)
             if known is not None:
-                a_bar = self.scheduler.alphas_cumprod.to(device)[t.long()].expand(len(x))
+                a_bar = a_bars[t.long()].expand(len(x))
                 predicted = known.predicted(self.transformer.config.prediction, predicted.float(), x, a_bar)
-            latents = self.scheduler.step(predicted.float(), t, latents, **extra).prev_sample
+            latents = self.scheduler.step(predicted.float(), t, latents, **extra[i]).prev_sample
             if i >= len(timesteps) - last:
                 seen.append(mask)
             if callback is not None:
@@ -370,6 +371,17 @@ class DefectDiffuPipeline(DiffusionPipeline):
             tick()
         probability = sum((masks.to_probability(self._decode(mask)) / last for mask in seen), start=torch.zeros(()))
         return to_uint8(self._decode(latents)), probability.cpu().numpy()
+
+    def _noise_of_steps(self, generators: list[torch.Generator], latents: Tensor, steps: int) -> list[dict[str, Any]]:
+        """What `scheduler.step` is given in each of its steps, so that its noise is that of each image's seed.
+
+        Where it takes noise, the noise of all steps is drawn first and copied once, so no step waits for the CPU.
+        """
+        scheduler, taken = self.scheduler, inspect.signature(self.scheduler.step).parameters
+        if "variance_noise" in taken and scheduler.config.get("algorithm_type", "").startswith("sde"):
+            drawn = [torch.randn(steps, *latents.shape[1:], generator=g) for g in generators]
+            return [{"variance_noise": noise} for noise in torch.stack(drawn, dim=1).to(latents.device)]  # (B, C, H, W)
+        return [{"generator": generators} if "generator" in taken else {}] * steps
 
     def _decode(self, latents: Tensor) -> Tensor:
         return autoencoder.decode(self.vae, latents.to(self.vae.dtype)).float()

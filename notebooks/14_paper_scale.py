@@ -295,7 +295,8 @@ for setting, gb in savings(PRESETS["paper"], "bf16").items():
 # It has means of its own, all of them diffusers', each also an option of `defectdiffu generate`:
 #
 # - `pipe(..., batch_size=1)`, `--batch-size 1`: one pair at a time, in all its branches.
-# - `DefectDiffuPipeline.from_pretrained(name, dtype=torch.float16)`, `--half`: two bytes a number.
+# - `DefectDiffuPipeline.from_pretrained(name, dtype=torch.float16)`: two bytes a number. `generate` does so on a GPU,
+#   unless `--full-precision` is given.
 # - `pipe.enable_model_cpu_offload()`, `--offload`: only the part that computes is on the GPU. Text encoder, transformer
 #   and autoencoder take turns, once a batch.
 # - `pipe.vae.enable_tiling()`, `--tiling`: a picture larger than a tile is decoded tile by tile. Tiles overlap and are
@@ -306,7 +307,7 @@ for setting, gb in savings(PRESETS["paper"], "bf16").items():
 
 # %%
 for mode, gb in sampling_savings(meta_parts(PRESETS["paper"]), BATCH).items():
-    print(f"{mode:40} saves {gb:6.1f} GB")
+    print(f"{mode:42} saves {gb:6.1f} GB")
 
 # %% [markdown]
 # The table puts training and sampling side by side. It too is **computed, not measured**: training in `bf16`, sampling

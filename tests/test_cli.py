@@ -1,10 +1,12 @@
 """The command line as a user sees it: what it prints, what it writes, its exit codes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 import typer
@@ -73,17 +75,52 @@ def test_help_says_what_the_program_does_and_every_option_has_help(run):
     assert not missing
 
 
-def test_ctrl_c_is_one_line(tmp_path):
+def interrupt(rendering: psutil.Process) -> None:
+    os.killpg(rendering.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+
+
+def kill_a_worker(rendering: psutil.Process) -> None:
+    next(child for child in rendering.children() if "spawn_main" in " ".join(child.cmdline())).kill()
+
+
+STOPPED = "defectdiffu: stopped; what is finished stays, and the same command resumes"
+KILLED = "defectdiffu: a worker was killed: run the same again, with fewer workers if there is too little memory"
+
+
+@pytest.mark.parametrize(
+    ("workers", "stop", "code", "message"),
+    [(1, interrupt, 130, STOPPED), (2, interrupt, 130, STOPPED), (2, kill_a_worker, 2, KILLED)],
+)
+def test_a_stopped_rendering_ends_with_one_line_and_resumes(run, tmp_path, workers, stop, code, message):
     out = tmp_path / "out"
-    arguments = ["data", "render", str(out), "--size", "64"]
-    process = subprocess.Popen([sys.executable, "-m", "defectdiffu", *arguments], stderr=subprocess.PIPE, text=True)
+    arguments = ["data", "render", out, "--products", "screw", "--size", 32, "--per-pair", 2, "--good", 40]
+    arguments = [*map(str, arguments), "--workers", str(workers)]
+    process = psutil.Popen(
+        [sys.executable, "-m", "defectdiffu", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while not list(out.rglob("*.png")):
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    children = process.children()
+    stop(process)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "defectdiffu: stopped; what is finished stays, and the same command resumes"
+    assert process.returncode == code
+    assert err.splitlines()[-1] == message
     assert "Traceback" not in err
+    assert not psutil.wait_procs(children, timeout=60)[1]  # none is left
+    assert run(*arguments)[0] == 0
+    files = [f for f in out.rglob("*") if f.is_file()]
+    assert len(files) == 40 + 2 * 5 * 2 and {f.suffix for f in files} == {".png"}
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path):
+    arguments = [sys.executable, "-m", "defectdiffu", "data", "render", str(tmp_path / "out"), "--workers", "2"]
+    process = psutil.Popen(arguments, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("*.png")):
+        assert process.poll() is None
+    children = process.children()
+    process.kill()
+    process.wait()
+    assert children and not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_names_are_printed_safely(run, tmp_path):
@@ -94,7 +131,7 @@ def test_names_are_printed_safely(run, tmp_path):
 
 def test_pairs_are_generated_in_little_memory(run, weights, tmp_path):
     arguments = ["generate", "--weights", weights / "run", "--product", "tile", "--num", 3, "--out", tmp_path / "out"]
-    code, out, _ = run(*arguments, "--batch-size", 2, "--half", "--tiling")
+    code, out, _ = run(*arguments, "--batch-size", 2, "--full-precision", "--tiling")
     assert code == 0
     assert "3 of 3 pairs" in out
 

@@ -390,19 +390,32 @@ def test_a_stopped_generation_goes_on_in_smaller_batches(drawing, tmp_path):
 def test_the_pipeline_is_loaded_as_asked(saved):
     plain = load_pipeline(saved)
     assert (plain.transformer.dtype, plain.vae.use_tiling) == (torch.float32, False)
-    saving = load_pipeline(saved, half=True, tiling=True)
-    assert {part.dtype for part in (saving.transformer, saving.vae, saving.text_encoder)} <= {
-        torch.float16,
-        torch.bfloat16,
-    }
-    assert saving.vae.use_tiling
+    assert load_pipeline(saved, tiling=True).vae.use_tiling
     with pytest.raises(InputError, match=r"--offload .* there is no GPU"):
         load_pipeline(saved, offload=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "supported", "dtype"),
+    [
+        ({}, "bf16", torch.bfloat16),
+        ({}, "fp16", torch.float16),
+        ({"full_precision": True}, "bf16", torch.float32),
+    ],
+)
+def test_a_gpu_computes_in_half_precision_unless_asked(saved, monkeypatch, asked, supported, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(generation, "PartialState", lambda cpu: type("State", (), {"device": torch.device("cuda:0")}))
+    monkeypatch.setattr(generation, "precision", lambda: supported)
+    monkeypatch.setattr(DefectDiffuPipeline, "to", lambda *_: None)  # there is no GPU to move to
+    pipe = load_pipeline(saved, **asked)
+    assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder)} == {dtype}
 
 
 def test_offloading_replaces_moving_to_the_gpu(saved, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(generation, "precision", lambda: "bf16")
     monkeypatch.setattr(generation, "PartialState", lambda cpu: type("State", (), {"device": torch.device("cuda:1")}))
     monkeypatch.setattr(DefectDiffuPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
     monkeypatch.setattr(DefectDiffuPipeline, "to", lambda *_: pytest.fail("all of it moved"))
@@ -415,7 +428,7 @@ def test_weights_that_do_not_fit_are_explained(saved, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     monkeypatch.setattr(DefectDiffuPipeline, "to", full)
-    with pytest.raises(InputError, match=r"out of GPU memory: sampling 1 at a time .*\(--half\) saves"):
+    with pytest.raises(InputError, match=r"out of GPU memory: sampling 1 at a time .*\(no --full-precision\) saves"):
         load_pipeline(saved)
 
 

@@ -107,7 +107,7 @@ def test_savings_are_named_as_they_are_switched_on():
     assert list(saved.values()) == sorted(saved.values(), reverse=True)
     assert set(saved) == {
         "batch_size=1 (--batch-size 1)",
-        "dtype=torch.float16 (--half)",
+        "dtype=torch.float16 (no --full-precision)",
         "enable_model_cpu_offload() (--offload)",
         "vae.enable_tiling() (--tiling)",
     }
@@ -129,7 +129,7 @@ def test_running_out_of_gpu_memory_says_what_saves_how_much(pipe, monkeypatch):
     message = str(caught.value)
     assert "\n" not in message
     assert re.search(r"batch_size=1 \(--batch-size 1\) saves [0-9.e-]+ GB", message)
-    assert re.search(r"dtype=torch.float16 \(--half\) saves [0-9.e-]+ GB", message)
+    assert re.search(r"dtype=torch.float16 \(no --full-precision\) saves [0-9.e-]+ GB", message)
     assert "tiling" not in message  # these pictures are smaller than a tile
     with pytest.raises(InputError, match="sampling 2 at a time"):
         pipe("tile", "crack", num_images=2)

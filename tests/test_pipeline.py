@@ -10,6 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_dpmsolver_multistep
 from helpers import DEFECTS, in_another_process, random_pipeline
 from huggingface_hub import ModelCard
 
@@ -76,6 +78,21 @@ def test_an_image_does_not_depend_on_its_batch(pipe, scheduler):
     assert close(pixels(pipe(**given, seeds=[7, 8, 9], batch_size=2)), together)
     assert close(pixels(pipe(**given, seeds=[9, 7, 8])), together[[2, 0, 1]])
     assert not close(together[0], together[1])
+
+
+def test_the_noise_of_all_steps_is_drawn_at_once_and_is_that_of_step_after_step(pipe, monkeypatch):
+    given = {"product": "tile", "defect": "crack", "num_images": 2, "num_inference_steps": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduling_dpmsolver_multistep, "randn_tensor", None)  # so no step can draw any
+        at_once = pipe(**given)
+
+    class StepByStep(DPMSolverMultistepScheduler):
+        def step(self, predicted, t, latents, generator=None):
+            return super().step(predicted, t, latents, generator=generator)
+
+    StepByStep.__name__ = "DPMSolverMultistepScheduler"  # by which the pipeline knows it
+    pipe.scheduler = StepByStep.from_config(pipe.scheduler.config)
+    assert (pixels(pipe(**given)) == pixels(at_once)).all()
 
 
 def test_seeds_are_counted_from_zero(pipe):

@@ -23,11 +23,13 @@ from defectdiffu.drawn.hardware import metal_nut, screw, zipper
 from defectdiffu.drawn.objects import bottle, capsule, hazelnut, pill
 from defectdiffu.drawn.surfaces import Array, shade
 from defectdiffu.drawn.textures import carpet, grid, leather, tile, wood
+from defectdiffu.drawn.workers import spread
 from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.files import read_json, write_atomically, write_json
 
 LARGEST_SIZE = 4096
 SEEDS_PER_SET = 10**6
+MOST_WORKERS = 1024
 LARGEST_SET_SEED = 10**6  # the judge and the measures use specimens beyond
 
 PRODUCTS = {
@@ -62,6 +64,7 @@ HELD_OUT = (
 )
 
 DRAWN = 256  # the smallest size that is rendered; smaller pictures are averaged down from it
+FEW = 32  # pictures of this size are rendered in the time in which workers start
 
 
 class Rendered(NamedTuple):
@@ -121,6 +124,7 @@ def write_dataset(
     seed: int = 0,
     held_out: bool = False,
     good: int | None = None,
+    workers: int = 1,
 ) -> None:
     """Write the few-shot set in MVTec AD's layout: the pairs of `PAIRS` among the given products and defects.
 
@@ -129,8 +133,9 @@ def write_dataset(
         out/<product>/ground_truth/<defect>/000_mask.png ...       their masks
 
     No specimen appears twice. Pairs in `HELD_OUT` are left out; with `held_out=True` only these are written,
-    without defect-free specimens. A call that was stopped resumes when repeated. Raises `InputError` for unknown names,
-    for a choice without any pair, for numbers out of range, and if `out` holds anything but the same call's pictures.
+    without defect-free specimens. A call that was stopped resumes when repeated. workers: processes that render, see
+    `spread`; the files do not depend on it. Raises `InputError` for unknown names, for a choice without any pair, for
+    numbers out of range, if a worker was killed, and if `out` holds anything but the same call's pictures.
     """
     out = Path(out)
     good = 10 * per_pair if good is None else good
@@ -139,6 +144,7 @@ def write_dataset(
         ("per_pair", per_pair, 1, SEEDS_PER_SET),
         ("good", good, 1, SEEDS_PER_SET),
         ("seed", seed, 0, LARGEST_SET_SEED),
+        ("workers", workers, 1, MOST_WORKERS),
     ):
         check_number(what, value, low, high)
     products = [check_choice("product", p, PRODUCTS) for p in (PRODUCTS if products is None else products)]
@@ -158,25 +164,33 @@ def write_dataset(
 
     sets = pairs if held_out else [(p, "good") for p in dict.fromkeys(products)] + pairs
     kinds = ["good", *DEFECTS]
-    with tqdm(total=sum(good if d == "good" else per_pair for _, d in sets), unit="image") as progress:
-        for product, defect in sets:
-            images = out / product / ("train" if defect == "good" else "test") / defect
-            masks = out / product / "ground_truth" / defect
-            # Every set has its own block of seeds, so no two sets share a specimen.
-            block = (seed * len(PRODUCTS) + list(PRODUCTS).index(product)) * len(kinds) + kinds.index(defect)
-            for i in range(good if defect == "good" else per_pair):
-                progress.update()
-                file = images / f"{i:03d}.png"
-                if file.is_file():
-                    continue
-                specimen = block * SEEDS_PER_SET + i
-                strength = _stream(specimen, "strength").uniform(0.25, 1)
-                image, mask, _ = render(product, defect, strength, specimen, size)
-                if defect != "good":
-                    save = partial(Image.fromarray(mask).save, format="png")
-                    write_atomically(masks / f"{i:03d}_mask.png", save)
-                write_atomically(file, partial(Image.fromarray(image).save, format="png"))  # last: both are there
+    tasks = []
+    for product, defect in sets:
+        images = out / product / ("train" if defect == "good" else "test") / defect
+        masks = out / product / "ground_truth" / defect
+        # Every set has its own block of seeds, so no two sets share a specimen.
+        block = (seed * len(PRODUCTS) + list(PRODUCTS).index(product)) * len(kinds) + kinds.index(defect)
+        for i in range(good if defect == "good" else per_pair):
+            mask = None if defect == "good" else masks / f"{i:03d}_mask.png"
+            tasks.append((images / f"{i:03d}.png", mask, product, defect, block * SEEDS_PER_SET + i, size))
+    missing = [task for task in tasks if not task[0].is_file()]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="image") as progress:
+        for _ in spread(_write, missing, sensible(workers, len(missing), size)):
+            progress.update()
     marker.unlink()
+
+
+def _write(image_file: Path, mask_file: Path | None, product: str, defect: str, specimen: int, size: int) -> None:
+    strength = _stream(specimen, "strength").uniform(0.25, 1)
+    image, mask, _ = render(product, defect, strength, specimen, size)
+    if mask_file is not None:
+        write_atomically(mask_file, partial(Image.fromarray(mask).save, format="png"))
+    write_atomically(image_file, partial(Image.fromarray(image).save, format="png"))  # last: both are there
+
+
+def sensible(workers: int, count: int, size: int) -> int:
+    """One worker for so few pictures that starting more would take longer than rendering, else `workers`."""
+    return workers if count * max(size, DRAWN) ** 2 > FEW * DRAWN**2 else 1
 
 
 def contact_sheet(picture: Callable[[str, str], Image.Image] | None = None) -> Image.Image:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from defectdiffu.config import GOOD
-from defectdiffu.drawn.procedural import PAIRS, render
+from defectdiffu.drawn.procedural import PAIRS, render, sensible
+from defectdiffu.drawn.workers import spread
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import KINDS, NAMES, Judge, JudgeNetwork
 from defectdiffu.pictures import to_tensor
@@ -43,25 +44,28 @@ class Drawn(NamedTuple):
     defects: np.ndarray
 
 
-def draw(size: int, count: int, first_seed: int) -> Drawn:
+def draw(size: int, count: int, first_seed: int, workers: int = 1) -> Drawn:
     """Render `count` pictures of random products, with a random defect of `PAIRS` in four of five, strength 0.25 to 1.
 
-    Held-out pairs are included: the judge must know the pairs that the generative model has to transfer to.
+    Held-out pairs are included: the judge must know the pairs that the generative model has to transfer to. workers:
+    processes that render, see `spread`; the pictures do not depend on it.
     """
+    tasks = []
+    for seed in range(first_seed, first_seed + count):
+        rng = np.random.default_rng(seed)
+        product = str(rng.choice(NAMES))
+        defect = "good" if rng.random() < GOOD_SHARE else str(rng.choice(PAIRS[product]))
+        tasks.append((product, defect, rng.uniform(0.25, 1), seed, size))
     drawn = Drawn(
         np.empty((count, size, size, 3), np.uint8),
         np.empty((count, size, size, 3), np.uint8),
         np.empty((count, size, size), np.uint8),
-        np.empty(count, np.int64),
-        np.empty(count, np.int64),
+        np.array([NAMES.index(product) for product, *_ in tasks], np.int64),
+        np.array([KINDS.index(defect) for _, defect, *_ in tasks], np.int64),
     )
-    for i in tqdm(range(count), desc="rendering", unit="image"):
-        rng = np.random.default_rng(first_seed + i)
-        product = str(rng.choice(NAMES))
-        defect = "good" if rng.random() < GOOD_SHARE else str(rng.choice(PAIRS[product]))
-        image, mask, normal = render(product, defect, rng.uniform(0.25, 1), first_seed + i, size)
-        for array, value in zip(drawn, (image, normal, mask, NAMES.index(product), KINDS.index(defect)), strict=True):
-            array[i] = value
+    rendered = spread(render, tasks, sensible(workers, count, size))
+    for i, (image, mask, normal) in enumerate(tqdm(rendered, desc="rendering", total=count, unit="image")):
+        drawn.images[i], drawn.masks[i], drawn.normals[i] = image, mask, normal
     return drawn
 
 
@@ -142,11 +146,18 @@ def score(judge: Judge, drawn: Drawn) -> dict[str, float]:
 
 
 def train_judge(
-    size: int, images: int, seed: int, out: str | Path, epochs: int = 5, cache: str | Path | None = None
+    size: int,
+    images: int,
+    seed: int,
+    out: str | Path,
+    epochs: int = 5,
+    cache: str | Path | None = None,
+    workers: int = 1,
 ) -> Judge:
     """Train a judge on `images` rendered pictures; write out/judge.safetensors (half precision) and out/judge.json.
 
-    cache: a file (.npz) that keeps the rendered pictures, which take longer than the training.
+    cache: a file (.npz) that keeps the rendered pictures, which take longer than the training. workers: processes that
+    render, see `draw`.
     """
     started = time.time()
     cache = Path(cache) if cache else None
@@ -156,7 +167,7 @@ def train_judge(
         if drawn.images.shape[:2] != (images, size):
             raise InputError(f"{cache} holds {drawn.images.shape[:2]} (count, size), not {(images, size)}: remove it")
     else:
-        drawn = draw(size, images, TRAINING_SEEDS + seed * 10**9)
+        drawn = draw(size, images, TRAINING_SEEDS + seed * 10**9, workers)
         if cache:
             np.savez(cache, **drawn._asdict())
     with torch.random.fork_rng():
@@ -173,7 +184,7 @@ def train_judge(
     card = {"size": size, "products": NAMES, "defects": KINDS}
     (out / "judge.json").write_text(json.dumps(card))
     judge = Judge.load(out)
-    tested = draw(size, TESTED, TESTING_SEEDS)
+    tested = draw(size, TESTED, TESTING_SEEDS, workers)
     rng = np.random.default_rng(TESTING_SEEDS)
     degraded = tested._replace(images=np.stack([degrade(image, rng) for image in tested.images]))
     card |= {

@@ -163,9 +163,26 @@ def test_a_rendering_that_was_stopped_resumes(tmp_path, monkeypatch):
     assert contents[0] == contents[1] and len(contents[0]) == 2 + 2 * 2
 
 
+def test_workers_write_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(procedural, "FEW", 0)
+    for workers in (1, 2):
+        write_dataset(tmp_path / str(workers), ["screw"], ["bent"], per_pair=2, size=32, good=3, workers=workers)
+    contents = [
+        {f.relative_to(tmp_path / n): f.read_bytes() for f in (tmp_path / n).rglob("*") if f.is_file()} for n in "12"
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == 3 + 2 * 2
+
+
+def test_few_pictures_start_no_workers():
+    assert procedural.sensible(8, count=procedural.FEW, size=64) == 1
+    assert procedural.sensible(8, count=procedural.FEW + 1, size=64) == 8
+    assert procedural.sensible(8, count=procedural.FEW // 2, size=512) == 8
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"workers": 0}, "workers is 0: it must be from 1"),
         ({"size": 10**6}, "size is 1000000: it must be from 16 to 4096"),
         ({"per_pair": 10**9}, "per_pair is 1000000000"),
         ({"seed": -1}, "seed is -1"),

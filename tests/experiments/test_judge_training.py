@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from defectdiffu.drawn import procedural
 from defectdiffu.errors import InputError
 from defectdiffu.evaluation.judge import SHIPPED, Judge, JudgeNetwork
 from defectdiffu.experiments import judge_training
@@ -15,9 +16,13 @@ def drawn():
     return draw(32, 12, first_seed=10**16)
 
 
-def test_drawing_is_deterministic_and_varied(drawn):
+def test_drawing_is_deterministic_and_varied(drawn, monkeypatch):
     again = draw(32, 3, first_seed=10**16)
     assert all((a == b[:3]).all() for a, b in zip(again, drawn, strict=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(procedural, "FEW", 0)
+        by_two = draw(32, 3, first_seed=10**16, workers=2)
+    assert all((a == b).all() for a, b in zip(again, by_two, strict=True))
     assert len(set(drawn.products)) > 3
     assert len(set(drawn.defects)) > 3
     assert (drawn.masks.any((1, 2)) == (drawn.defects > 0)).all()
