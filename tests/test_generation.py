@@ -417,7 +417,6 @@ def test_offloading_replaces_moving_to_the_gpu(saved, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(generation, "precision", lambda: "bf16")
     monkeypatch.setattr(generation, "PartialState", lambda cpu: type("State", (), {"device": torch.device("cuda:1")}))
-    monkeypatch.setattr(generation, "precision", lambda: "bf16")
     monkeypatch.setattr(DefectDiffuPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
     monkeypatch.setattr(DefectDiffuPipeline, "to", lambda *_: pytest.fail("all of it moved"))
     load_pipeline(saved, offload=True)
