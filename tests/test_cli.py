@@ -106,7 +106,7 @@ def test_a_stopped_rendering_ends_with_one_line_and_resumes(run, tmp_path, worke
     assert process.returncode == code
     assert err.splitlines()[-1] == message
     assert "Traceback" not in err
-    assert not psutil.wait_procs(children, timeout=60)[1]  # none is left
+    assert not psutil.wait_procs(children, timeout=60)[1]
     assert run(*arguments)[0] == 0
     files = [f for f in out.rglob("*") if f.is_file()]
     assert len(files) == 40 + 2 * 5 * 2 and {f.suffix for f in files} == {".png"}
