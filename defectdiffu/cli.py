@@ -455,11 +455,12 @@ def inpainting(
     file: Annotated[Path, typer.Option("--json", help="The record.")],
     weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "book",
     num: Annotated[int, typer.Option(min=1, help="Pictures per trained pair.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the weights' own.")] = None,
 ) -> None:
     """Rendered products only: defects put on given pictures, against whole pictures and copy-paste."""
     from defectdiffu.experiments.inpainting import run
 
-    run(weights, file, num)
+    run(weights, file, num, steps)
     print(file)
 
 

@@ -339,6 +339,16 @@ def checks_command():
     )
 
 
+def inpainting_command():
+    held = (read_record("inpainting") or {"held_fixed": {}})["held_fixed"]
+    sampling = held.get("sampling", {})
+    return (
+        f"defectdiffu evaluate inpainting --weights {held.get('weights', 'book')} "
+        f"--num {held.get('pictures_per_pair', 1)} \\\n"
+        f"  --steps {sampling.get('num_inference_steps', 20)} --json {RECORDS}/inpainting.json"
+    )
+
+
 def autoencoders_command():
     size = (read_record("autoencoders") or {"held_fixed": {}})["held_fixed"].get(
         "size", 64
@@ -435,6 +445,7 @@ COMMANDS |= {
     "what the autoencoder leaves": autoencoders_command(),
     "how to sample": choices_command(),
     "what the self-check is worth": checks_command(),
+    "defects on given pictures": inpainting_command(),
     "does it help a detector": downstream_command(),
     "does it help a detector, photographs": downstream_real_command(),
     "defects that a photographed product never had": transfer_command(),

@@ -35,14 +35,22 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 Frames = tuple[np.ndarray, np.ndarray]  # images uint8 (N, S, S, 3), masks bool (N, S, S)
 
 
-def run(weights: str | Path, file: Path, num: int = 1, settings: Sequence[dict[str, Any]] = SETTINGS) -> dict:
+def run(
+    weights: str | Path,
+    file: Path,
+    num: int = 1,
+    steps: int | None = None,
+    settings: Sequence[dict[str, Any]] = SETTINGS,
+) -> dict:
     """Judge `num` pictures of every trained procedural pair, made in each way; write and return the record (`records`).
 
     Scores beside the judge's: `outside`, the share of pixels beyond the place and its band that differ from the given
     picture; `seam`, the change at the outer border of the band in grey levels. Both where the place is given.
-    `differences` are from the pictures generated whole. Raises `InputError` if the weights know none of the pairs.
+    `differences` are from the pictures generated whole. steps: of denoising, by default the weights' own. Raises `InputError` if the weights know none of the pairs.
     """
     pipe, known = load_trained(weights)
+    if steps is not None:
+        pipe.register_to_config(num_inference_steps=steps)
     pairs = [pair for pair in known for _ in range(num)]
     scenes = [render(*pair, RENDERED_STRENGTH, SPECIMENS + i % num, pipe.size) for i, pair in enumerate(pairs)]
     places = around([scene.mask for scene in scenes])

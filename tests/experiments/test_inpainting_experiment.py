@@ -11,9 +11,10 @@ from defectdiffu.experiments import inpainting
 def test_every_way_is_judged_and_what_is_given_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(oracle, "known_pairs", lambda pipe: ([("hazelnut", "crack"), ("carpet", "hole")], []))
     settings = ({"place": "given", "strength": 0.1}, {"place": "chosen", "strength": 0.1, "w_d": 2.0})
-    record = inpainting.run("tiny", tmp_path / "record.json", num=2, settings=settings)
+    record = inpainting.run("tiny", tmp_path / "record.json", num=2, steps=10, settings=settings)
     assert json.loads((tmp_path / "record.json").read_text()) == record
     names = [row["name"] for row in record["runs"]]
+    assert record["held_fixed"]["sampling"]["num_inference_steps"] == 10
     assert names[:4] == ["generated whole", "rendered", "copy-paste", "place given, strength 0.1"]
     for row in record["runs"]:
         assert row["scores"]["mask_iou"]["count"] == 4
