@@ -124,16 +124,22 @@ def slider(
     if live:
         return live_slider(pipe, seed=seeds[0], **asked)
     frames = [pairs(pipe(**asked | {over: v}, seeds=seeds, num_images=len(seeds))) for v in values]
-    named = ", ".join(asked[name] for name in ("product", "defect") if name != over)
+    what = ", ".join(asked[name] for name in ("product", "defect") if name != over)
     label = "steps" if over == "num_inference_steps" else over
-    return static_slider(frames, values, label, f"{named}; above alone, below with its mask;", start=len(values) // 2)
+    return static_slider(frames, values, label, f"{what}; above alone, below with its mask;", start=len(values) // 2)
 
 
-# Elements are found from the figure that contains the range input: no ids, so any number of sliders share a page.
+# Elements are found from the figure that contains the range input: no ids, so any number of figures share a page.
+# With two range inputs the frames are the rows of a grid, one after the other. The positions of the inputs are given to
+# the figure's style as --at-0 and --at-1, for arrows that follow them.
 MOVE = (
-    "const f = this.closest('figure'), frames = f.querySelectorAll('img'), text = frames[this.value].dataset.text;"
-    "frames.forEach((frame, i) => frame.style.display = i == this.value ? 'block' : 'none');"
-    "f.querySelector('output').value = text; this.setAttribute('aria-valuetext', text);"
+    "const f = this.closest('figure'), frames = f.querySelectorAll('img'), ranges = [...f.querySelectorAll('input')];"
+    "const at = ranges.reduce((sum, range) => sum * (+range.max + 1) + +range.value, 0);"
+    "const text = frames[at].dataset.text;"
+    "frames.forEach((frame, i) => frame.style.display = i === at ? 'block' : 'none');"
+    "ranges.forEach((range, i) => {"
+    " f.style.setProperty(`--at-${i}`, range.value); range.setAttribute('aria-valuetext', text); });"
+    "f.querySelector('output').value = text;"
 )
 
 
@@ -145,6 +151,55 @@ PLAY = (
     "this.timer = setInterval(() => { range.value = range.value === range.max ? 0 : +range.value + 1;"
     " range.dispatchEvent(new Event('input')); }, 800);"
 )
+
+STEP = 40  # units between two values on the explorer's plane
+# A pointer on the plane moves both range inputs to the nearest value.
+POINT = (
+    "if (event.type === 'pointermove') { if (!event.buttons) return; } else this.setPointerCapture(event.pointerId);"
+    "const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.getScreenCTM().inverse());"
+    "const ranges = this.closest('figure').querySelectorAll('input');"
+    f"ranges[0].value = Math.round(-at.y / {STEP}); ranges[1].value = Math.round(at.x / {STEP});"
+    "ranges[0].dispatchEvent(new Event('input'));"
+)
+
+
+def named(label: str, value: Any) -> str:
+    return f"{label} = {value if isinstance(value, str) else f'{value:g}'}"
+
+
+def hidden_frames(frames: Sequence[Image.Image], texts: Sequence[str], alt: str, start: int) -> str:
+    """HTML of the frames as WebP inside the page; only number `start` is displayed."""
+    # No dimmed frames on a dark page: the theme's class "dark-light".
+    return "".join(
+        f'<img class="dark-light" src="data:image/webp;base64,{base64.b64encode(to_webp(frame)).decode()}" '
+        f'data-text="{html.escape(text)}" alt="{html.escape(f"{alt} {text}")}" '
+        f'width="{frame.width}" height="{frame.height}" '
+        f'style="display:{"block" if i == start else "none"};max-width:100%;height:auto;margin:0">'
+        for i, (frame, text) in enumerate(zip(frames, texts, strict=True))
+    )
+
+
+def range_input(label: str, last: int, start: int, text: str, colour: str) -> str:
+    """HTML of a range input from 0 to `last`, high enough for a finger; a screen reader gets `text` as its value."""
+    return (
+        f'<input type="range" min="0" max="{last}" step="1" value="{start}" autocomplete="off" '
+        f'aria-label="{html.escape(label)}" aria-valuetext="{html.escape(text)}" oninput="{MOVE}" '
+        f'style="flex:1;min-width:0;height:2.75em;accent-color:{colour}">'
+    )
+
+
+def output(text: str) -> str:
+    return (
+        f'<output aria-live="off" style="min-width:7em;font-variant-numeric:tabular-nums">{html.escape(text)}</output>'
+    )
+
+
+def figure(inside: str, style: str = "") -> HTML:
+    """Black on white, whatever the colours of the page are."""
+    return HTML(
+        f'<figure style="margin:1em 0;padding:8px;width:fit-content;max-width:100%;box-sizing:border-box;'
+        f'background:white;color:black;border-radius:4px;{style}">{inside}</figure>'
+    )
 
 
 def static_slider(
@@ -166,30 +221,92 @@ def static_slider(
         raise InputError(
             f"{len(frames)} frames and {len(values)} values: give at least one frame, and a value for each"
         )
-    texts = [html.escape(f"{label} = {value if isinstance(value, str) else f'{value:g}'}") for value in values]
-    images = "".join(
-        f'<img class="dark-light" src="data:image/webp;base64,{base64.b64encode(to_webp(frame)).decode()}" '
-        f'data-text="{text}" alt="{html.escape(alt)} {text}" width="{frame.width}" height="{frame.height}" '
-        f'style="display:{"block" if i == start else "none"};max-width:100%;height:auto;margin:0">'
-        for i, (frame, text) in enumerate(zip(frames, texts, strict=True))
-    )
-    # Black on white for any page colours, and no dimmed frames on a dark page (the theme's class "dark-light");
-    # the control is high enough for a finger; a screen reader gets the value only from the control.
+    texts = [named(label, value) for value in values]
     below = "" if ends is None else "".join(f"<span>{html.escape(end)}</span>" for end in ends)
-    return HTML(
-        f'<figure style="margin:1em 0;padding:8px;width:fit-content;max-width:100%;box-sizing:border-box;'
-        f'background:white;color:black;border-radius:4px">{images}'
+    return figure(
+        f"{hidden_frames(frames, texts, alt, start)}"
         f'<div style="display:flex;gap:1em;align-items:center;margin:0.25em 0 0">'
         f'<button type="button" aria-label="play" onclick="{PLAY}" style="width:2.75em;height:2.75em;border:0;'
         f'border-radius:4px;background:#eee;color:black">\u25b6</button>'
         f'<label style="display:flex;gap:1em;align-items:center;flex:1;min-width:0">'
-        f'<input type="range" min="0" max="{len(frames) - 1}" step="1" value="{start}" autocomplete="off" '
-        f'aria-label="{html.escape(label)}" aria-valuetext="{texts[start]}" oninput="{MOVE}" '
-        f'style="flex:1;min-width:0;height:2.75em;accent-color:{COLOURS[0]}">'
-        f'<output aria-live="off" style="min-width:7em;font-variant-numeric:tabular-nums">{texts[start]}</output>'
-        f"</label></div>"
+        f"{range_input(label, len(frames) - 1, start, texts[start], PRODUCT)}{output(texts[start])}</label></div>"
         f'<div style="display:flex;justify-content:space-between;margin:0 8em 0 3.75em;font-size:85%">{below}</div>'
-        f"</figure>"
+    )
+
+
+def explorer(
+    pipe: "DefectDiffuPipeline",
+    product: str,
+    defect: str,
+    w_p: Sequence[float] = (0, 1, 2, 3),
+    w_d: Sequence[float] = (0, 0.75, 1.5, 2.25, 3),
+    seed: int = 0,
+    start: tuple[int, int] = (0, 0),
+    **settings: Any,
+) -> HTML:
+    """Return `static_explorer` of one seed of a pipeline: a frame for each w_p and w_d, below with its mask.
+
+    start: see `static_explorer`. settings: other arguments of the pipeline.
+    """
+    frames = []
+    for scale in w_p:
+        out = pipe(product, defect, w_d=list(w_d), w_p=scale, seeds=[seed] * len(w_d), **settings)
+        drawn = zip(out.images, out.masks, strict=True)
+        frames.append([mosaic([[enlarge(image)], [overlay(enlarge(image), enlarge(mask))]]) for image, mask in drawn])
+    return static_explorer(frames, w_p, w_d, f"{product}, {defect}; above alone, below with its mask;", start)
+
+
+def static_explorer(
+    frames: Sequence[Sequence[Image.Image]],
+    w_p: Sequence[float],
+    w_d: Sequence[float],
+    alt: str = "",
+    start: tuple[int, int] = (0, 0),
+) -> HTML:
+    """Return Eq. 4 as a plane: a point dragged along its two directions, and the frame that belongs to the point.
+
+    Part of the page like `static_slider`; moved by mouse or touch on the plane, or by the range inputs below it, which
+    take arrow keys. frames[i][j]: what w_p[i] and w_d[j] give, both evenly spaced from 0 on; alt: text description of
+    the frames; start: indices (i, j) of the frame shown first.
+    Raises `InputError` if there are no frames or not one for each pair of values.
+    """
+    if not w_p or not w_d or [len(row) for row in frames] != [len(w_d)] * len(w_p):
+        raise InputError(f"frames must have a row for each of {len(w_p)} w_p, with a frame for each of {len(w_d)} w_d")
+    up, right = STEP * (len(w_p) - 1), STEP * (len(w_d) - 1)
+    texts = [f"{named('w_p', p)}, {named('w_d', d)}" for p in w_p for d in w_d]
+    at = start[0] * len(w_d) + start[1]
+    dots = "".join(
+        f'<circle cx="{STEP * j}" cy="{-STEP * i}" r="2" fill="#bbb"/>'
+        for i in range(len(w_p))
+        for j in range(len(w_d))
+    )
+    moved_up, moved = f"translate(0,calc(var(--at-0)*-{STEP}px))", f"calc(var(--at-1)*{STEP}px)"
+    # Each arrow: a line of one step, stretched, and a head, moved; a head of an arrow without length is transparent.
+    plane = (
+        f'<svg viewBox="-34 {-up - 34} {right + 60} {up + 66}" aria-hidden="true" onpointerdown="{POINT}" '
+        f'onpointermove="{POINT}" style="display:block;width:100%;touch-action:none;cursor:crosshair" '
+        f'fill="none" stroke-width="3" font-size="15">{dots}'
+        f'<g stroke="{PRODUCT}"><path d="M0 0V{-STEP}" vector-effect="non-scaling-stroke" '
+        f'style="transform:scaleY(var(--at-0))"/><path d="m-5 9 5-9 5 9" '
+        f'style="transform:{moved_up};opacity:var(--at-0)"/></g>'
+        f'<g stroke="{DEFECT}" style="transform:{moved_up}"><path d="M0 0H{STEP}" vector-effect="non-scaling-stroke" '
+        f'style="transform:scaleX(var(--at-1))"/><path d="m-9-5 9 5-9 5" '
+        f'style="transform:translate({moved},0);opacity:var(--at-1)"/></g>'
+        f'<circle r="9" stroke="black" style="transform:translate({moved},calc(var(--at-0)*-{STEP}px))"/>'
+        f'<g stroke="none" fill="black"><text x="-32" y="28">\u03b5(g, \u2205)</text>'
+        f'<text x="-32" y="{-up - 18}" fill="{PRODUCT}">w_p F_p</text>'
+        f'<text x="{right + 22}" y="28" text-anchor="end" fill="{DEFECT}">w_d F_d</text></g></svg>'
+    )
+    controls = "".join(
+        f'<label style="display:flex;gap:0.5em;align-items:center;color:{colour}">{label}'
+        f"{range_input(label, len(values) - 1, i, texts[at], colour)}</label>"
+        for label, values, i, colour in (("w_p", w_p, start[0], PRODUCT), ("w_d", w_d, start[1], DEFECT))
+    )
+    pictures = hidden_frames([frame for row in frames for frame in row], texts, alt, at)
+    return figure(
+        f'<div style="display:flex;gap:1em;align-items:center"><div style="flex:1 1 auto">{pictures}</div>'
+        f'<div style="flex:0 1 15em;min-width:9em">{plane}{controls}{output(texts[at])}</div></div>',
+        f"--at-0:{start[0]};--at-1:{start[1]}",
     )
 
 

@@ -21,7 +21,8 @@ HTML = Path(os.environ["DEFECTDIFFU_HTML"]).resolve()
 SCREENSHOTS = HTML.parent / "screenshots"
 ENTRANCE = HTML / "index.html"  # an empty page that only leads to the home page
 PAGES = [page for page in sorted(HTML.rglob("*.html")) if page != ENTRANCE and "_static" not in page.parts]
-WITH_SLIDER = [page for page in PAGES if 'type="range"' in page.read_text()]
+WITH_SLIDER = [page for page in PAGES if 'aria-label="play"' in page.read_text()]
+WITH_EXPLORER = [page for page in PAGES if "onpointerdown=" in page.read_text()]
 WIDE, PHONE = {"width": 1300, "height": 900}, {"width": 390, "height": 844}
 
 # Elements beyond the right edge that are not in a scrolling box. Text only for screen readers has 1 pixel.
@@ -88,14 +89,14 @@ def test_page(tab, page):
     assert not tab.evaluate(CUT_OFF)
 
 
-def test_some_page_has_a_slider():
-    assert WITH_SLIDER
+def test_some_page_has_a_slider_and_some_an_explorer():
+    assert WITH_SLIDER and WITH_EXPLORER
 
 
 @pytest.mark.parametrize("page", WITH_SLIDER, ids=name)
 def test_sliders_move_by_mouse_finger_and_keyboard(tab, page):
     tab.goto(page.as_uri())
-    for figure in tab.locator("figure:has(input[type=range])").all():
+    for figure in tab.locator("figure:has(button[aria-label=play])").all():
         control, text = figure.locator("input[type=range]"), figure.locator("output")
         frames = figure.locator("img").all()
         last = len(frames) - 1
@@ -128,4 +129,44 @@ def test_sliders_move_by_mouse_finger_and_keyboard(tab, page):
         play.click()
         tab.wait_for_function("([range, value]) => range.value !== value", arg=[control.element_handle(), value])
         play.click()
+    assert not tab.troubles
+
+
+@pytest.mark.parametrize("page", WITH_EXPLORER, ids=name)
+def test_explorers_move_in_two_directions_by_mouse_finger_and_keyboard(tab, page):
+    tab.set_viewport_size(PHONE)
+    tab.goto(page.as_uri())
+    for figure in tab.locator("figure:has([onpointerdown])").all():
+        frames, text, plane = figure.locator("img").all(), figure.locator("output"), figure.locator("svg")
+        w_p, w_d = figure.locator("input[type=range]").all()
+        most_p, most_d = (int(control.get_attribute("max")) for control in (w_p, w_d))
+        point, dots = plane.locator(":scope > circle").last, plane.locator("circle[r='2']").all()
+
+        def at(frames=frames, w_p=w_p, w_d=w_d, most_d=most_d):
+            """Indices of w_p and w_d; the frame shown is theirs."""
+            i, j = (int(control.input_value()) for control in (w_p, w_d))
+            assert [k for k, frame in enumerate(frames) if frame.is_visible()] == [i * (most_d + 1) + j]
+            return i, j
+
+        def middle(element):
+            box = element.bounding_box()
+            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+        plane.scroll_into_view_if_needed()
+        tab.mouse.move(*middle(point))
+        tab.mouse.down()
+        tab.mouse.move(*middle(dots[-1]), steps=5)
+        tab.mouse.up()
+        assert at() == (most_p, most_d)
+        assert middle(point) == pytest.approx(middle(dots[-1]), abs=1)
+        far = text.inner_text()
+        tab.mouse.move(*middle(dots[0]))  # no button: nothing moves
+        assert at() == (most_p, most_d)
+        tab.touchscreen.tap(*middle(dots[0]))
+        assert at() == (0, 0)
+        assert text.inner_text() != far
+        w_p.press("ArrowRight")
+        w_d.press("ArrowRight")
+        assert at() == (1, 1)
+        assert w_p.get_attribute("aria-valuetext") == w_d.get_attribute("aria-valuetext") == text.inner_text()
     assert not tab.troubles

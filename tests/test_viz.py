@@ -38,6 +38,9 @@ class Elements(HTMLParser):
         if tag not in ("img", "input"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -90,9 +93,9 @@ class Pipe:
     def __init__(self, image, mask):
         self.pair, self.calls = (image, mask), []
 
-    def __call__(self, seeds, num_images=None, **settings):
+    def __call__(self, *names, seeds, num_images=None, **settings):
         assert num_images in (None, len(seeds))
-        self.calls.append({"seeds": list(seeds), **settings})
+        self.calls.append({"seeds": list(seeds), **dict(zip(("product", "defect"), names, strict=False)), **settings})
         image, mask = self.pair
         return SimpleNamespace(images=[image] * len(seeds), masks=[mask] * len(seeds))
 
@@ -126,6 +129,35 @@ def test_slider_moves_names_as_well_as_numbers(pipe):
 def test_slider_names_what_it_can_move(pipe):
     with pytest.raises(InputError, match="w_p"):
         viz.slider(pipe, over="strength")
+
+
+def test_explorer_has_a_frame_for_each_two_strengths(pipe):
+    page = Elements(viz.explorer(pipe, "wood", "crack", w_p=[0, 1], w_d=[0, 1.5, 3], seed=4, start=(1, 2)).data)
+    common = {"product": "wood", "defect": "crack", "w_d": [0, 1.5, 3], "seeds": [4, 4, 4]}
+    assert pipe.calls == [common | {"w_p": w_p} for w_p in (0, 1)]
+    frames = page.all("img")
+    assert [frame["data-text"] for frame in frames] == [
+        f"w_p = {p}, w_d = {d}" for p in "01" for d in ("0", "1.5", "3")
+    ]
+    assert "wood, crack" in frames[0]["alt"]
+    assert [frame["style"].startswith("display:block") for frame in frames] == [False] * 5 + [True]
+    controls = [(c["aria-label"], c["max"], c["value"], c["aria-valuetext"]) for c in page.all("input")]
+    assert controls == [("w_p", "1", "1", "w_p = 1, w_d = 3"), ("w_d", "2", "2", "w_p = 1, w_d = 3")]
+    assert "--at-0:1;--at-1:2" in page.all("figure")[0]["style"]
+    (plane,) = page.all("svg")
+    assert "touch-action:none" in plane["style"]  # a finger drags the point and does not scroll the page
+
+
+def test_explorer_loads_nothing_and_has_no_ids(image):
+    text = viz.static_explorer([[image, image]], [1], [0, 1]).data
+    assert "http" not in text
+    assert not [attrs for _, attrs in Elements(text).found if "id" in attrs]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 2), (1, 2), (2, 3)])
+def test_explorer_wants_one_frame_per_two_values(image, rows, columns):
+    with pytest.raises(InputError, match="frames"):
+        viz.static_explorer([[image] * columns] * rows, [0, 1], [0, 1])
 
 
 def test_live_slider_draws_once_per_setting(pipe):

@@ -135,7 +135,8 @@ def sampler(pipeline: DefectDiffuPipeline, first_seed: int = 0) -> Source:
 def measure(
     source: Source, pairs: Iterable[Pair], num: int, strengths: Sequence[float], strength: float, judge: Judge
 ) -> dict[Pair, dict[str, np.ndarray]]:
-    """Score `num` pictures of every pair; each score is an array with one value per picture, the last two per pair.
+    """Score `num` pictures of every pair; each score is an array with one value per picture, `monotony` and
+    `judge_distance` per pair.
 
     At `strength`:
       product_accuracy, defect_accuracy  whether the judge names the product and the defect that were asked for
@@ -146,6 +147,8 @@ def measure(
       judged_good    whether the judge calls the frame at strength 0 good
       monotony       Spearman's rank correlation of strength and the judge's defect area (mean over the seeds); 0 where
                      the area never changes
+      area_at_S, product_at_S  the share of the picture that the judge marks at strength S, and whether it names the
+                     product that was asked for; for each of `strengths` and 0
     judge_distance   mean distance of the judge's features between two of the pictures; only where num > 1
     """
     swept = sorted({0.0, *strengths})
@@ -169,7 +172,7 @@ def measure(
         marked = verdict.mask_probs > 0.5
         outside = ~mask[:SWEPT]
         change = np.abs(seen[:SWEPT].astype(float) - images[0]).mean(-1) / 255
-        areas = [float(np.mean(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5)) for s in swept]
+        areas = [(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5).mean((1, 2)) for s in swept]
         scores[product, defect] = {
             "product_accuracy": np.array([p == product for p in verdict.products], float),
             "defect_accuracy": np.array([d == defect for d in verdict.defects], float),
@@ -177,7 +180,12 @@ def measure(
             "mask_iou": (marked & mask).sum((1, 2)) / np.maximum((marked | mask).sum((1, 2)), 1),
             "change_outside": (change * outside).sum((1, 2)) / np.maximum(outside.sum((1, 2)), 1),
             "judged_good": np.array([d == "good" for d in verdicts[0].defects], float),
-            "monotony": np.array([rank_correlation(swept, areas)]),
+            "monotony": np.array([rank_correlation(swept, [area.mean() for area in areas])]),
+            **{f"area_at_{s:g}": area for s, area in zip(swept, areas, strict=True)},
+            **{
+                f"product_at_{s:g}": np.array([p == product for p in verdicts[levels.index(s)].products[:SWEPT]], float)
+                for s in swept
+            },
         }
         if num > 1:
             scores[product, defect]["judge_distance"] = np.array([pdist(verdict.features).mean()])

@@ -62,6 +62,8 @@ def test_what_was_asked_for_is_found(result):
     assert trained["product_accuracy"] == trained["defect_seen"] == trained["mask_iou"] == trained["judged_good"] == 1
     assert trained["defect_accuracy"] == pytest.approx(5 / 6)
     assert trained["monotony"] == pytest.approx(1)
+    assert [trained[f"area_at_{s}"] for s in (0, 1, 3)] == pytest.approx([0, 2 / SIZE, 6 / SIZE])
+    assert trained["product_at_0"] == trained["product_at_3"] == 1
     assert result["trained"]["defect_accuracy"]["count"] == 12
     assert result["trained"]["monotony"]["count"] == 6
 
