@@ -1,6 +1,7 @@
 """The committed notebooks: equal to their twins, the same set-up, runnable, part of the book, complete and small."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,13 @@ def test_every_notebook_has_a_twin_and_every_page_its_place():
     assert [page for page in listed if page.startswith("notebooks/")] == written
     written += [f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")]
     assert sorted(listed) == sorted(written)
+
+
+def test_every_slip_names_a_test_that_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "book" / "slips.md").read_text())
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
 
 
 def test_twins_are_in_step(path):
