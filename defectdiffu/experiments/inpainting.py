@@ -46,7 +46,8 @@ def run(
 
     Scores beside the judge's: `outside`, the share of pixels beyond the place and its band that differ from the given
     picture; `seam`, the change at the outer border of the band in grey levels. Both where the place is given.
-    `differences` are from the pictures generated whole. steps: of denoising, by default the weights' own. Raises `InputError` if the weights know none of the pairs.
+    `differences` are from the pictures generated whole. steps: of denoising, by default the weights' own. Raises
+    `InputError` if the weights know none of the pairs.
     """
     pipe, known = load_trained(weights)
     if steps is not None:
