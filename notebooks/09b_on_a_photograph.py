@@ -207,8 +207,8 @@ if not FAST:
 # On gravel the holes are dark pits with a soft edge, and the crack branches between the stones; the masks follow both.
 # The white grains of the contamination could be taken for stones. `color` finds no place on either photograph: its mask
 # is empty, and the picture comes back as it was. On the wall little looks real. The contamination does; the thread is a
-# pale band that follows the joints; the hole is a grey patch without a mask. Such a picture is no pair: `generate` leaves
-# it out and tries the next seed.
+# pale band that follows the joints; the hole is a grey patch without a mask. Such a picture is no pair: `generate`
+# leaves it out and tries the next seed.
 #
 # ## Your own
 #
