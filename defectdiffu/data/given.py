@@ -45,14 +45,14 @@ def given_files(on: Path, where: Path | None) -> list[Given]:
     pictures = sorted(f for f in on.iterdir() if is_picture(f)) if on.is_dir() else [on]
     if not pictures:
         raise InputError(f"{on} holds no picture: name a picture, or a folder with {', '.join(SUFFIXES)} files")
-    if not on.exists():
-        raise Problem(on, "there is no such picture or folder")
+    if lost := [file for file in pictures if not file.is_file()]:
+        raise Problem(lost[0], "there is no such picture or folder")
     if where is None:
         return [Given(picture, None) for picture in pictures]
-    if not where.exists():
-        raise Problem(where, "there is no such mask or folder")
-    if not where.is_dir():
+    if where.is_file():
         return [Given(picture, where) for picture in pictures]
+    if not where.is_dir():
+        raise Problem(where, "there is no such mask or folder")
     masks = {file.stem: file for file in sorted(where.iterdir()) if is_picture(file)}
     found = [next((masks[p.stem + e] for e in MASK_ENDINGS if p.stem + e in masks), None) for p in pictures]
     if lacking := [p.name for p, mask in zip(pictures, found, strict=True) if mask is None]:
@@ -63,4 +63,4 @@ def given_files(on: Path, where: Path | None) -> list[Given]:
 
 
 def is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    return file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")

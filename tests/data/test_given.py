@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +62,17 @@ def test_what_is_not_there_is_named(tmp_path, on, where, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         given_files(tmp_path / on, where and tmp_path / where)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: there is no such picture"):
+        given_files(tmp_path / "pipe.png", None)
+    with pytest.raises(InputError, match="holds no picture"):
+        given_files(tmp_path, None)
+    picture = save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"pipe\.png: there is no such mask"):
+        given_files(picture, tmp_path / "pipe.png")
 
 
 def test_a_damaged_file_is_named(tmp_path):
