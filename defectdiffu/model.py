@@ -86,8 +86,8 @@ class PositionAttention(nn.Module):
 class TokenAttention(nn.Module):
     """Cross-attention to the prompt's tokens, Eq. 5: every position distributes one unit over the tokens.
 
-    A head's map is a position's attention to the words of the subject; the rest goes to the start token. It is near 1
-    on the defect and near 0 elsewhere.
+    A head's map is a position's attention to the words of the subject; the rest goes to the start token. Some heads
+    attend to the defect more than to the rest, others less.
     """
 
     def __init__(self, width: int, text_dim: int, heads: int):
@@ -176,8 +176,9 @@ class Block(nn.Module):
 class MaskHead(nn.Module):
     """From the attention maps of all defect blocks and heads to the latent of the mask (Sec. 3.4).
 
-    Its only input is the maps, so a mask can only be right if the attention is. The 3 x 3 convolutions let a token use
-    its neighbours' maps: a token covers several pixels, and its neighbours show on which side the defect continues.
+    Its only input is the maps, so a mask can only be right if some of them set the defect apart, bright or dark. The
+    3 x 3 convolutions let a token use its neighbours' maps: a token covers several pixels, and its neighbours show on
+    which side the defect continues.
     """
 
     def __init__(self, maps: int, width: int, out_channels: int):
