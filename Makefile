@@ -79,6 +79,7 @@ figures: $(READY)
 	  viz.weights_sheet(DefectDiffuPipeline.from_pretrained('$$weights')) \
 	  .save('book/figures/$${weights}_sheet.webp', quality=80, method=6)" || exit 1; done
 	$(BIN)/python book/draw_home.py
+	$(BIN)/python book/draw_architecture.py
 
 clean:
 	rm -rf _build .venv $(MATHJAX)
