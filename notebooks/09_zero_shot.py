@@ -108,11 +108,18 @@ figure = viz.grid(
     rows,
     ["\n".join(pair) for pair in HELD_OUT],
     ["rendered", "", "seed 0", "", "seed 1", ""],
-    inches=0.78,
+    inches=0.86,
 )
 for i, (said, (_, defect)) in enumerate(zip(verdict.defects, asked, strict=True)):
     axis = figure.axes[6 * (i // 2) + 3 + 2 * (i % 2)]
-    axis.set_title(said, color="black" if said == defect else viz.DEFECT)
+    axis.text(
+        *(0.5, 0.04, said),
+        transform=axis.transAxes,
+        ha="center",
+        color="black" if said == defect else viz.DEFECT,
+        bbox={"color": "white", "alpha": 0.8, "pad": 1},
+        in_layout=False,
+    )
 figure
 
 # %% tags=["remove-cell"]
@@ -135,7 +142,7 @@ if not FAST:
 
 # %% [markdown]
 # *Left the pair as the drawing program renders it, then generated from seeds 0 and 1; beside each picture the same with
-# its mask. Over the generated ones stands the defect that the judge names, a network trained on rendered pictures:
+# its mask. On the generated ones stands the defect that the judge names, a network trained on rendered pictures:
 # orange where it is wrong.*
 #
 # - **Carpet, hazelnut and metal nut work.** Crumbs, scratches and a stain are where the mask says. One scratch is taken
