@@ -80,7 +80,7 @@ from defectdiffu.pictures import to_uint8
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
-    STEPS, SEEDS = 4, 1
+    STEPS, SEEDS = 2, 1
 viz.use_style()
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
