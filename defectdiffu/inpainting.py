@@ -59,7 +59,8 @@ class Known:
         if self.region is None:
             return guided
         known = known_prediction(prediction, self.latents, x_t, a_bar)
-        return torch.where(resize_mask(self.region, guided.shape[2:])[:, None] > 0, guided, known)
+        inside = resize_mask(self.region, guided.shape[2:])[:, None] > 0  # (B, 1, H, W)
+        return torch.where(inside, guided, known)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class GivenPicture:
                     f"the mask has {mask.width} x {mask.height} pixels, the picture {image.width} x {image.height}: "
                     "give a mask of the picture's size"
                 )
-            mask = mask.convert("L")
+            mask = mask if mask.mode == "L" else mask.convert("L")
             marked = mask.getbbox()
             if marked is None:
                 raise InputError("the mask marks nothing: give one that is not 0 where the defect goes")
@@ -112,7 +113,7 @@ class GivenPicture:
         given = cls(image if image.mode == "RGB" else image.convert("RGB"), (corner[0], corner[1], side), None)
         if mask is None:
             return given
-        window = mask.point(lambda value: 255 * (value > 0)).crop(given.box)  # any mark under a pixel counts
+        window = mask.crop(given.box).point(lambda value: 255 * (value > 0))  # any mark under a pixel counts
         small = window.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.NEAREST)
         return cls(given.image, given.window, np.asarray(small) > 0)
 
@@ -180,6 +181,8 @@ def prepare(
     for what, given in (("image", images), ("mask", places)):
         if len(given) != number:
             raise InputError(f"{len(given)} {what} for {number} images: give one, or one per image")
+    if mask is not None and any(place is None for place in places):
+        raise InputError("some images have a mask and some have none: give one per image, or none at all")
     made: dict[tuple[int, int], GivenPicture] = {}  # one picture for many seeds is prepared once
     for pair in zip(images, places, strict=True):
         key = (id(pair[0]), id(pair[1]))

@@ -342,19 +342,19 @@ class DefectDiffuPipeline(DiffusionPipeline):
 
         follow(self.scheduler, self.transformer.config.prediction)
         self.scheduler.set_timesteps(steps, device=device)
-        begin = steps - (steps if known is None else inpainting.steps_taken(steps, known.strength))
-        timesteps = self.scheduler.timesteps[begin:]
+        taken = steps if known is None else inpainting.steps_taken(steps, known.strength)
+        timesteps = self.scheduler.timesteps[steps - taken :]
         if hasattr(self.scheduler, "set_begin_index"):  # else the first step would read its number from the device
-            self.scheduler.set_begin_index(begin)
+            self.scheduler.set_begin_index(steps - taken)
         if known is None:
             latents = latents * self.scheduler.init_noise_sigma
         else:
             conditions = known.confine(conditions, self.transformer.side)
             latents = self.scheduler.add_noise(known.latents, latents, timesteps[:1].expand(len(latents)))
             a_bars = self.scheduler.alphas_cumprod.to(device)
-        extra = self._noise_of_steps(generators, latents, len(timesteps))
+        extra = self._noise_of_steps(generators, latents, taken)
         evaluate = prepare_branches(self.transformer, conditions, len(latents), latents.device)
-        last = min(masks.averaged_steps(steps), len(timesteps))
+        last = min(masks.averaged_steps(steps), taken)
         seen = []  # decoded at the end, so that with offloading transformer and autoencoder are swapped only once
         for i, t in enumerate(timesteps):
             x = self.scheduler.scale_model_input(latents, t)
@@ -364,7 +364,7 @@ class DefectDiffuPipeline(DiffusionPipeline):
                 a_bar = a_bars[t.long()].expand(len(x))
                 predicted = known.predicted(self.transformer.config.prediction, predicted.float(), x, a_bar)
             latents = self.scheduler.step(predicted.float(), t, latents, **extra[i]).prev_sample
-            if i >= len(timesteps) - last:
+            if i >= taken - last:
                 seen.append(mask)
             if callback is not None:
                 callback(i, t, latents, branches)

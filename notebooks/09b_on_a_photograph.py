@@ -65,6 +65,7 @@ DEFECT = "hole"  # @param {type:"string"}
 # %% tags=["hide-cell"]
 import inspect
 import os
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,10 +130,12 @@ viz.grid(
 # \epsilon_{\text{known}} = \frac{x_t - \sqrt{\bar\alpha_t}\, x_0}{\sqrt{1 - \bar\alpha_t}}
 # $$
 #
-# Inside the place Eq. 4 stays. In the code it is one line:
+# Inside the place Eq. 4 stays. In the code these are two lines:
 
 # %% tags=["hide-input"]
-print(inspect.getsource(Known.predicted).splitlines()[-1].strip())
+print(
+    textwrap.dedent("\n".join(inspect.getsource(Known.predicted).splitlines()[-2:]))
+)
 
 # %% [markdown]
 # The solver does not notice, so every solver works, and the defect fits its surroundings because it is drawn beside

@@ -72,7 +72,6 @@ from scipy.stats import binomtest
 
 from defectdiffu import PRESETS, DefectDiffuPipeline, viz
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import picture_size
 from defectdiffu.evaluation.records import read_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.experiments.ablations import variants
@@ -357,7 +356,7 @@ glue("abl_contrary", verdicts.count("the contrary"), display=False)
 # %% mystnb={"image": {"alt": "Generated pictures, one row per pair: left at one strength, right at several"}}
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
-judge = Judge.shipped(picture_size(pipe))
+judge = Judge.shipped(pipe.size)
 pairs = [
     (product, defects[0]) for product, defects in pipe.pairs.items() if defects
 ]

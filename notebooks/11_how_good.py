@@ -94,7 +94,6 @@ from defectdiffu.evaluation.oracle import (
     RENDERED_SEEDS,
     RENDERED_STRENGTH,
     known_pairs,
-    picture_size,
 )
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.pictures import to_tensor
@@ -128,7 +127,7 @@ def interval(b):
 # NBVAL_CHECK_OUTPUT
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
-size = picture_size(pipe)
+size = pipe.size
 judge = Judge.shipped(size)
 print(f"{'':18}rendered  degraded")
 for name, value in judge.card["scores"].items():
@@ -150,12 +149,12 @@ for name, value in judge.card["scores"].items():
 # for $B$:
 
 # %% tags=["hide-input"]
-from defectdiffu.evaluation.oracle import measure
+from defectdiffu.evaluation.oracle import judged
 
 print(
     next(
         line
-        for line in inspect.getsource(measure).splitlines()
+        for line in inspect.getsource(judged).splitlines()
         if '"mask_iou"' in line
     ).strip()
 )

@@ -81,7 +81,6 @@ import defectdiffu
 from defectdiffu import DefectDiffuPipeline, viz
 from defectdiffu.cli import app
 from defectdiffu.evaluation import judge
-from defectdiffu.evaluation.oracle import picture_size
 from defectdiffu.evaluation.records import FOLDER, read_record
 from defectdiffu.experiments.judge_training import train_judge
 from defectdiffu.machine import device_name
@@ -637,7 +636,7 @@ print("the same call twice, equal to the last bit:", same)
 # %% tags=["remove-cell"]
 gap = np.abs(first[0] - batched[0]).max()
 glue("rep_gap", int(gap), display=False)
-glue("rep_size", picture_size(pipe), display=False)
+glue("rep_size", pipe.size, display=False)
 glue("rep_weights", WEIGHTS, display=False)
 
 # %% [markdown]

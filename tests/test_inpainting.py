@@ -220,6 +220,7 @@ def test_without_a_mask_the_model_chooses_by_its_own(pipe, monkeypatch):
         ({"strength": float("nan")}, "strength is nan"),
         ({"image": [picture(64, 64)] * 3, "num_images": 2}, "3 image for 2 images"),
         ({"mask": [place(64, 64, 0, 0, 9, 9)] * 3, "num_images": 2}, "3 mask for 2 images"),
+        ({"mask": [place(64, 64, 0, 0, 9, 9), None], "num_images": 2}, "some images have a mask and some have none"),
     ],
 )
 def test_settings_that_do_not_fit_a_given_picture_are_refused(pipe, changes, message):

@@ -49,7 +49,8 @@ def load_image(path: str | Path, size: int, white: int | None = None) -> np.ndar
 def read_image(path: Path, white: int | None = None) -> Image.Image:
     """Return an image in its own size, as `load_image` does otherwise."""
     with opened(path) as image:
-        return to_rgb(ImageOps.exif_transpose(image), white)
+        ImageOps.exif_transpose(image, in_place=True)  # no second copy of a large picture
+        return to_rgb(image, white)
 
 
 def load_mask(path: str | Path, size: int, turn: int = 1) -> np.ndarray:
@@ -117,7 +118,7 @@ def read_mask(image: Image.Image) -> tuple[np.ndarray, bool]:
 def mask_values(image: Image.Image) -> tuple[np.ndarray, bool]:
     """Return a mask's values (H, W), upright, every colour as one whole number, and whether its format is lossy."""
     lossy = image.format in LOSSY
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return np.asarray(image), lossy
     colours = np.asarray(to_rgb(image, backdrop="black"))  # a palette's indices have no meaning, 0 may be white

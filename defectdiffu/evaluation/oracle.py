@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from defectdiffu.data.folder import Pair
 from defectdiffu.drawn.procedural import PAIRS, render
 from defectdiffu.errors import InputError
-from defectdiffu.evaluation.judge import Judge
+from defectdiffu.evaluation.judge import Judge, Verdict
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.machine import default_device, precision
 from defectdiffu.pipeline import DefectDiffuPipeline
@@ -47,7 +47,7 @@ def run(weights: str | Path, num: int = 8, strengths: Sequence[float] = STRENGTH
 def judge_pipeline(
     pipeline: DefectDiffuPipeline, num: int = 8, strengths: Sequence[float] = STRENGTHS, judge: Judge | None = None
 ) -> dict:
-    """`run` for a pipeline in memory, or any object with `pairs`, `products`, `defects`, `config` and the same call."""
+    """`run` for a pipeline in memory, or any object with `pairs`, `products`, `defects`, `size`, `config` and call."""
     if num < 1:
         raise InputError(f"num is {num}: at least 1 picture per pair is needed")
     if len(set(strengths) | {0.0}) < 3:
@@ -55,7 +55,7 @@ def judge_pipeline(
     trained, held_out = known_pairs(pipeline)
     if not trained and not held_out:
         raise InputError(f"the weights know none of the procedural pairs: their products are {pipeline.products}")
-    judge = judge or Judge.shipped(picture_size(pipeline))
+    judge = judge or Judge.shipped(pipeline.size)
     generated = sampler(pipeline)
 
     def rendered(pairs: Sequence[Pair], strength: float, num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,15 +169,12 @@ def measure(
         verdicts = [judge(frames) for frames in images]
         at = levels.index(strength)
         seen, verdict, mask = images[at], verdicts[at], masks[at]
-        marked = verdict.mask_probs > 0.5
         outside = ~mask[:SWEPT]
         change = np.abs(seen[:SWEPT].astype(float) - images[0]).mean(-1) / 255
         areas = [(verdicts[levels.index(s)].mask_probs[:SWEPT] > 0.5).mean((1, 2)) for s in swept]
         scores[product, defect] = {
-            "product_accuracy": np.array([p == product for p in verdict.products], float),
-            "defect_accuracy": np.array([d == defect for d in verdict.defects], float),
+            **judged(verdict, mask, [(product, defect)] * len(mask)),
             "defect_seen": np.array([d != "good" for d in verdict.defects], float),
-            "mask_iou": (marked & mask).sum((1, 2)) / np.maximum((marked | mask).sum((1, 2)), 1),
             "change_outside": (change * outside).sum((1, 2)) / np.maximum(outside.sum((1, 2)), 1),
             "judged_good": np.array([d == "good" for d in verdicts[0].defects], float),
             "monotony": np.array([rank_correlation(swept, [area.mean() for area in areas])]),
@@ -190,6 +187,17 @@ def measure(
         if num > 1:
             scores[product, defect]["judge_distance"] = np.array([pdist(verdict.features).mean()])
     return scores
+
+
+def judged(verdict: Verdict, masks: np.ndarray, wanted: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """product_accuracy, defect_accuracy and mask_iou of `measure`, (N,) each, of pictures of the pairs `wanted`; masks
+    bool (N, S, S), of the judge's size."""
+    marked = verdict.mask_probs > 0.5
+    return {
+        "product_accuracy": np.array([a == p for a, (p, _) in zip(verdict.products, wanted, strict=True)], float),
+        "defect_accuracy": np.array([a == d for a, (_, d) in zip(verdict.defects, wanted, strict=True)], float),
+        "mask_iou": (marked & masks).sum((1, 2)) / np.maximum((marked | masks).sum((1, 2)), 1),
+    }
 
 
 def rank_correlation(strengths: Sequence[float], areas: Sequence[float]) -> float:
@@ -219,9 +227,3 @@ def at_size(frames: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarra
         return images, masks
     images = np.stack([resize_local_mean(i.astype(float), (size, size)).round().astype(np.uint8) for i in images])
     return images, np.stack([resize_local_mean(m.astype(float), (size, size)) >= 0.5 for m in masks])
-
-
-def picture_size(pipeline: DefectDiffuPipeline) -> int:
-    """Side of the pictures in pixels, measured on one generated picture."""
-    product = pipeline.products[0]
-    return pipeline(product=product, num_images=1, num_inference_steps=1).images[0].width

@@ -17,10 +17,11 @@ from defectdiffu.config import Preset
 from defectdiffu.data.folder import read_folder
 from defectdiffu.errors import InputError, check_choice
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import known_pairs, measure, picture_size, pooled, sampler
+from defectdiffu.evaluation.oracle import known_pairs, measure, pooled, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.files import write_json
+from defectdiffu.losses import noise_of_velocity
 from defectdiffu.machine import default_device
 from defectdiffu.pipeline import DefectDiffuPipeline, quiet
 from defectdiffu.training.building import TRAIN_STEPS, load_autoencoder
@@ -58,6 +59,7 @@ def variants(preset: Preset) -> dict[str, dict]:
         "mask weight 0.2": {"loss": {"mask_weight": 0.2}},
         "without mask loss": {"loss": {"mask_weight": 0.0}},
         "p2 = 0.2": {"training": {"p2": 0.2}},  # more defects are called good
+        "p2 = 0": {"training": {"p2": 0.0}},  # none is
         # What a model needs that is trained from scratch.
         "noise predicted": {"model": {"prediction": "noise"}},
         "without convolution": {"model": {"convolution": False}},
@@ -163,8 +165,8 @@ def train_variant(preset: Preset, data: list[Path], val: Path, watched: Pictures
 def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, list[float]]:
     """Squared errors of every held-out picture, averaged over `DRAWS` noises and steps, the same for all models.
 
-    noise: of the predicted noise (Eq. 2); defect_noise: the same inside the mask, pictures with a defect only;
-    mask: of the mask's latent (Eq. 6).
+    noise: of the predicted noise (Eq. 2), or of the noise that a predicted velocity implies; defect_noise: the same
+    inside the mask, pictures with a defect only; mask: of the mask's latent (Eq. 6).
     """
     x, mask = latents.image[:, 0].float(), latents.mask[:, 0].float()  # (N, C, H, W)
     region = latents.region[:, 0].float()  # (N, H, W)
@@ -183,7 +185,10 @@ def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, li
             steps = t[rows].long()
             noisy = scheduler.add_noise(x[rows], noise[rows], steps)
             out = pipe.transformer(noisy.to(pipe.device), steps.to(pipe.device), **vars(conditions))
-            error = (out.sample[:, : x.shape[1]].cpu() - noise[rows]).square().mean(1)  # (B, H, W)
+            predicted = out.sample[:, : x.shape[1]].cpu()
+            if pipe.transformer.config.prediction == "velocity":
+                predicted = noise_of_velocity(predicted, noisy, scheduler.alphas_cumprod[steps])
+            error = (predicted - noise[rows]).square().mean(1)  # (B, H, W)
             inside = (error * region[rows]).sum((1, 2)) / region[rows].sum((1, 2)).clamp(min=1)
             masks = (out.mask.cpu() - mask[rows]).square().mean((1, 2, 3))
             errors[:, rows] += torch.stack([error.mean((1, 2)), inside, masks]) / DRAWS
@@ -193,7 +198,7 @@ def held_out_losses(pipe: DefectDiffuPipeline, latents: Latents) -> dict[str, li
 def judged(pipe: DefectDiffuPipeline, num: int) -> dict[str, list[float]]:
     """The judge's scores (`oracle.measure`) of `num` pictures of every procedural pair that `pipe` knows."""
     values: dict[str, list[float]] = {}
-    judge = Judge.shipped(picture_size(pipe))
+    judge = Judge.shipped(pipe.size)
     for prefix, pairs, keys in zip(("", "zero_shot_"), known_pairs(pipe), (JUDGED, JUDGED_ZERO_SHOT), strict=True):
         scores = pooled(measure(sampler(pipe), pairs, num, (), float(pipe.config.w_d), judge))
         values |= {prefix + k: scores[k].tolist() for k in keys if k in scores}

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import TOGETHER, at_size, load_trained, picture_size, sampler
+from defectdiffu.evaluation.oracle import TOGETHER, at_size, judged, load_trained, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import RESAMPLES, bootstrap
 from defectdiffu.selfcheck import change_ratio
@@ -27,9 +27,9 @@ def run(weights: str | Path, file: Path, num: int = 4, thresholds: Sequence[floa
     `differences` these scores minus those of all pairs. Raises `InputError` if the weights know none of the pairs.
     """
     pipe, pairs = load_trained(weights)
-    judge, source, w_d = Judge.shipped(picture_size(pipe)), sampler(pipe, FIRST_SEED), float(pipe.config["w_d"])
+    judge, source, w_d = Judge.shipped(pipe.size), sampler(pipe, FIRST_SEED), float(pipe.config["w_d"])
     ratios: list[float] = []
-    scores: dict[str, list[float]] = {"product_accuracy": [], "defect_accuracy": [], "mask_iou": []}
+    scores: dict[str, list[np.ndarray]] = {}
     together = max(1, TOGETHER // num)
     for start in tqdm(range(0, len(pairs), together), "checking", leave=False, disable=None):
         asked = pairs[start : start + together]
@@ -37,14 +37,11 @@ def run(weights: str | Path, file: Path, num: int = 4, thresholds: Sequence[floa
         twins, twin_masks = (np.concatenate(frames) for frames in source(asked, 0.0, num))
         ratios += change_ratio(images, twins, masks, twin_masks).tolist()
         images, masks = at_size((images, masks), judge.size)
-        verdict = judge(images)
-        marked = verdict.mask_probs > 0.5
-        wanted = [pair for pair in asked for _ in range(num)]
-        scores["product_accuracy"] += [float(a == p) for a, (p, _) in zip(verdict.products, wanted, strict=True)]
-        scores["defect_accuracy"] += [float(a == d) for a, (_, d) in zip(verdict.defects, wanted, strict=True)]
-        scores["mask_iou"] += list((marked & masks).sum((1, 2)) / np.maximum((marked | masks).sum((1, 2)), 1))
+        found = judged(judge(images), masks, [pair for pair in asked for _ in range(num)])
+        for name, of_batch in found.items():
+            scores.setdefault(name, []).append(of_batch)
 
-    values = {name: np.array(found, float) for name, found in scores.items()}
+    values = {name: np.concatenate(batches) for name, batches in scores.items()}
     row: dict[str, Any] = {"name": "all", "changes": {}, "seed": FIRST_SEED, "steps": 0}
     runs = [row | {"scores": {name: bootstrap(v) for name, v in values.items()}}]
     for threshold in thresholds:

@@ -12,7 +12,7 @@ import numpy as np
 from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import load_trained, measure, picture_size, pooled, sampler
+from defectdiffu.evaluation.oracle import load_trained, measure, pooled, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 
@@ -45,7 +45,7 @@ def run(weights: str | Path, file: Path, num: int = 2) -> dict:
     Raises `InputError` if the weights know none of the procedural pairs.
     """
     pipe, pairs = load_trained(weights)
-    judge, own = Judge.shipped(picture_size(pipe)), pipe.scheduler
+    judge, own = Judge.shipped(pipe.size), pipe.scheduler
     defaults = {key: pipe.config[key] for key in ("guidance", "w_p", "w_d", "num_inference_steps")}
     defaults["scheduler"] = scheduler_name(own)
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from defectdiffu.data.folder import Pair
 from defectdiffu.drawn.procedural import Rendered, render
 from defectdiffu.evaluation.judge import Judge
-from defectdiffu.evaluation.oracle import RENDERED_SEEDS, RENDERED_STRENGTH, TOGETHER, at_size, load_trained
+from defectdiffu.evaluation.oracle import RENDERED_SEEDS, RENDERED_STRENGTH, TOGETHER, at_size, judged, load_trained
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.evaluation.synthesis import copy_paste
@@ -68,7 +68,8 @@ def run(
     first: dict[str, np.ndarray] = {}
     for name, chosen, make in tqdm(ways, "comparing", leave=False, disable=None):
         frames = make()
-        values = judged(judge, pairs, frames)
+        images, masks = at_size(frames, judge.size)
+        values = judged(judge(images), masks, pairs)
         if chosen.get("place") == "given":
             values |= kept(scenes, places, frames[0])
         row = {"name": name, "changes": chosen, "seed": FIRST_SEED, "steps": 0}
@@ -124,19 +125,6 @@ def pasted(pairs: Sequence[Pair], scenes: Sequence[Rendered], num: int) -> Frame
         frames.append(copy_paste(scene.normal, source.image, source.mask, rng))
     images, masks = zip(*frames, strict=True)
     return np.stack(images), np.stack(masks) > 0
-
-
-def judged(judge: Judge, pairs: Sequence[Pair], frames: Frames) -> dict[str, np.ndarray]:
-    """The judge's scores of each picture."""
-    images, masks = at_size(frames, judge.size)
-    verdict = judge(images)
-    marked = verdict.mask_probs > 0.5
-    products, defects = zip(*pairs, strict=True)
-    return {
-        "product_accuracy": (np.array(verdict.products) == products).astype(float),
-        "defect_accuracy": (np.array(verdict.defects) == defects).astype(float),
-        "mask_iou": (marked & masks).sum((1, 2)) / np.maximum((marked | masks).sum((1, 2)), 1),
-    }
 
 
 def kept(scenes: Sequence[Rendered], places: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:

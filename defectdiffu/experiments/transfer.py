@@ -20,7 +20,7 @@ from defectdiffu.evaluation.downstream import DETECTORS, STEPS, predict, train
 from defectdiffu.evaluation.folders import judge_features
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.memorisation import COPY, nearest_ratio
-from defectdiffu.evaluation.oracle import at_size, picture_size, sampler
+from defectdiffu.evaluation.oracle import at_size, sampler
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.evaluation.synthesis import read
@@ -60,7 +60,7 @@ def run(
     found = {
         name: {"training": _training(name), "pairs": {}} | _copied(p, samples, copies) for name, p in pipes.items()
     }
-    unets, shown, size = {}, [], picture_size(next(iter(pipes.values())))
+    unets, shown, size = {}, [], next(iter(pipes.values())).size
     for product, defect in pairs:
         pair = f"{product} {defect}"
         known, unseen = split([s for s in samples if s.product == product and s.defect in (defect, GOOD)], seed)
@@ -97,7 +97,7 @@ def _training(weights: str) -> dict:
 
 def _copied(pipe: DefectDiffuPipeline, samples: list[Sample], num: int) -> dict:
     """How near generated pictures of the trained pairs are to their training pictures (`memorisation`)."""
-    judge, ratios = Judge.shipped(picture_size(pipe)), []
+    judge, ratios = Judge.shipped(pipe.size), []
     for product, defects in pipe.pairs.items():
         for defect in defects:
             theirs = [s for s in samples if (s.product, s.defect) == (product, defect)]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers import random_pipeline, tiny_preset
 
 from defectdiffu import DefectDiffuPipeline, InputError
@@ -13,7 +14,7 @@ from defectdiffu.evaluation.judge import Judge, JudgeNetwork
 from defectdiffu.experiments import ablations
 from defectdiffu.experiments.ablations import FULL, run, variants
 from defectdiffu.guidance import GUIDANCES, branch_conditions, evaluate_branches
-from defectdiffu.training.building import build_pipeline
+from defectdiffu.training.building import TRAIN_STEPS, build_pipeline
 from defectdiffu.training.latents import Pictures, cached_latents
 
 
@@ -100,6 +101,16 @@ def test_a_new_models_error_is_the_noise_itself(pipe, data, preset):
     # It predicts 0 everywhere, so the error is the noise's variance, 1, also inside the mask.
     assert sum(losses["noise"]) / len(losses["noise"]) == pytest.approx(1, abs=0.05)
     assert sum(losses["defect_noise"]) / len(losses["defect_noise"]) == pytest.approx(1, abs=0.2)
+
+
+def test_a_predicted_velocity_is_scored_by_the_noise_it_implies(pipe, data, preset):
+    built = build_pipeline(preset.replace(model={"prediction": "velocity"}), pipe.vae, pipe.pairs)
+    latents = cached_latents(pipe.vae, Pictures.load(read_folder(data), 32), 1, 0, data.parent / "cache")
+    latents.image.zero_()
+    losses = ablations.held_out_losses(built, latents)
+    # v = 0 implies sqrt(1 - a_bar) x_t, here (1 - a_bar) noise: the rest, a_bar noise, has the variance a_bar^2.
+    expected = DDPMScheduler(TRAIN_STEPS).alphas_cumprod.square().mean().item()
+    assert sum(losses["noise"]) / len(losses["noise"]) == pytest.approx(expected, rel=0.2)
 
 
 def test_bad_input_is_named(preset, data, tmp_path):
