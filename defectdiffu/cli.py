@@ -366,6 +366,9 @@ def downstream(
     seeds: Annotated[str, typer.Option(help="Comma-separated, at least 2.")] = "0,1,2",
     steps: Annotated[int, typer.Option(min=1, help="Steps of every training, 16 pictures each.")] = 400,
     detectors: Annotated[str, typer.Option(help="Comma-separated.")] = "unet,resnet50",
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the detectors' pictures; default: that of the generated ones.")
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="Also write the record that the book reads.")] = None,
     file: Json = None,
 ) -> None:
@@ -386,6 +389,7 @@ def downstream(
         steps=steps,
         detectors=[name.strip() for name in detectors.split(",")],
         progress=file.with_name(f"{file.name}.progress") if file else None,
+        size=size,
     )
     if record is not None:
         write_record(result, record)

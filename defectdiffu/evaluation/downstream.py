@@ -29,7 +29,7 @@ from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap, paired_bootstrap
 from defectdiffu.evaluation.synthesis import Pictures, read, synthesise
 from defectdiffu.files import write_json
-from defectdiffu.machine import default_device
+from defectdiffu.machine import default_device, precision
 from defectdiffu.pictures import to_tensor
 
 STEPS = 400
@@ -104,13 +104,14 @@ def run(
     steps: int = STEPS,
     detectors: Sequence[str] = tuple(DETECTORS),
     progress: str | Path | None = None,
+    size: int | None = None,
 ) -> dict:
     """Train on `real` and on `real` with each kind of synthetic pictures; score on `test`. Folders in MVTec's layout.
 
     Training set: all pictures in `real` of the products in `generated`. Test set: the pairs (product, defect) of
     `generated`, and defect-free pictures of their products. If `real` and `test` are one folder, it is split in halves
     by `data.splitting.split`. progress: a file that keeps the result of every finished training, so that the same
-    call resumes.
+    call resumes. size: side in pixels of the detectors' pictures; by default that of the generated ones.
 
     Returns per detector and training set ("real", "copy_paste", "perlin", "generated") its `scores`, with
     `per_picture`: the U-Net's mean IoU of the test pictures with a defect, the ResNet's accuracy of all of them; the
@@ -123,7 +124,7 @@ def run(
     for name in detectors:
         check_choice("detector", name, DETECTORS)
     ours = read_pairs(generated)
-    size = common_size(ours)
+    size = size or common_size(ours)
     few, unseen = _training_and_test(real, test)
     products = {product for product, _ in ours}
     tested = {*ours, *((product, GOOD) for product in products)}
@@ -264,7 +265,7 @@ def train(
         marked = np.concatenate([source.masks[i] for source, i in drawn])
         flips = tuple(axis for axis in (1, 2) if rng.random() < 0.5)
         images, marked = np.flip(images, flips).copy(), np.flip(marked, flips).copy()
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=precision() == "bf16"):
             logits = network(to_tensor(images, device))
         target = (torch.from_numpy(marked)[:, None] > 0).float().to(device)
         loss = detector.loss(logits.float(), target)

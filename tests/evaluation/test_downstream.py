@@ -64,6 +64,9 @@ def test_a_few_steps_of_everything_once(write_folder, tmp_path, monkeypatch):
     assert downstream.run(*folders, seeds=(0, 1), steps=2, progress=progress) == result
     with pytest.raises(InputError, match="trainings on other inputs"):
         downstream.run(*folders, seeds=(0, 1), steps=3, progress=progress)
+    assert result["size"] == 32  # of the generated pictures
+    with pytest.raises(InputError, match="trainings on other inputs"):
+        downstream.run(*folders, seeds=(0, 1), steps=2, progress=progress, size=64)
 
     record = downstream.record(result, tmp_path / "record.json")
     assert json.loads((tmp_path / "record.json").read_text()) == record
