@@ -56,6 +56,7 @@ test: $(READY) $(MATHJAX)
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 $(NOTEBOOKS:notebooks/%=_build/test/%)
 	$(BIN)/jupyter-book build . --path-output _build/test --all --warningiserror --keep-going --quiet
 	DEFECTDIFFU_HTML=$(TESTED) $(BIN)/pytest tests/test_html.py tests/test_pages.py
+	@cat _build/test/_build/pages.txt 2>/dev/null || true  # not written without a browser
 	@echo "all checks passed"
 
 # One notebook: it runs, and its marked outputs are those committed.

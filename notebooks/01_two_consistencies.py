@@ -232,7 +232,7 @@ figure
 #
 # Most generators before this paper were trained on one product at a time. Here is what there is to learn from.
 
-# %% mystnb={"image": {"alt": "Table of products by defects: training pictures in each cell"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Products by defects: training pictures in each cell"}} tags=["hide-input", "plot"]
 EACH = 10  # pictures of each pair in the training set of these weights
 counts = {
     p: [EACH * (d in pipe.pairs[p]) for d in pipe.defects] for p in pipe.products

@@ -261,7 +261,7 @@ figure
 # Run the network once on pure noise and once more with a single prompt replaced. How far do the tokens move after each
 # block?
 
-# %% mystnb={"image": {"alt": "Change of the tokens after each block, one line per prompt"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Change of the tokens after each block, one line per prompt"}} tags=["hide-input", "plot"]
 x, _ = noise_of([0])
 t = torch.tensor([999])
 part_of = [name for name, (_, blocks, *_) in PARTS.items() for _ in range(blocks)]

@@ -256,7 +256,7 @@ figure
 # 7, is {glue:text}`masks_inside` inside and {glue:text}`masks_outside` outside: in it the two kinds cancel. Which kind
 # makes the mask? We flatten the maps of all other heads and ask the mask head again:
 
-# %% mystnb={"image": {"alt": "Mask IoU with all heads, and with only some of them"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Mask IoU with all heads, and with only some of them"}} tags=["hide-input", "plot"]
 
 
 def mask_of(heads_kept):
@@ -297,7 +297,7 @@ figure
 #
 # ## When is the mask right?
 
-# %% mystnb={"image": {"alt": "IoU with the true mask against the noise"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "IoU with the true mask against the noise"}} tags=["hide-input", "plot"]
 TIMES = (20, 300, 700) if FAST else (20, 100, 200, 300, 500, 700)
 asked = {"asked for the defect": defects, 'asked for "good"': ["good"] * len(drawn)}
 by_time = {

@@ -215,7 +215,7 @@ if not FAST:
 # How much defect does the judge mark, over all {glue:text}`sweep_pairs` trained pairs? Beside it, the same pairs truly
 # rendered, with known strength.
 
-# %% mystnb={"image": {"alt": "Judged defect area against w_d and against rendered strength"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Judged defect area by w_d and by rendered strength"}} tags=["hide-input", "plot"]
 generated = np.array(
     [
         [row[f"area_at_{s}"] for s in record["strengths"]]

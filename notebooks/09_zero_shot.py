@@ -183,7 +183,7 @@ for product, defect in HELD_OUT:
 #
 # The judge's verdict on the same twelve pictures, and on two of every trained pair, from the record beside the weights:
 
-# %% mystnb={"image": {"alt": "Four scores of trained, held-out and rendered pairs"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Four scores of trained, held-out and rendered pairs"}} tags=["hide-input", "plot"]
 record = json.loads(pipe.oracle.read_text())
 QUESTIONS = {
     "product_accuracy": "right product",

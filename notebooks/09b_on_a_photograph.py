@@ -239,7 +239,7 @@ else:
 # Rendered products again, for there the truth is known: all trained pairs, one picture each, in every way. The place is
 # where the renderer would put the defect.
 
-# %% mystnb={"image": {"alt": "Defect accuracy and mask IoU by how the picture is made"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Defect accuracy and mask IoU by how the picture is made"}} tags=["hide-input", "plot"]
 record = read_record("inpainting")
 ways = {run["name"]: run["scores"] for run in record["runs"]}
 SHOWN = {

@@ -1,7 +1,8 @@
 """The built book in a browser without network: no script error, sliders that move, nothing cut off on a phone.
 
-`make test` names the folder of the built pages in DEFECTDIFFU_HTML; a screenshot of every page, wide and narrow, is
-saved next to it in screenshots/. Skipped without such a folder, Chromium or playwright.
+`make test` names the folder of the built pages in DEFECTDIFFU_HTML. Saved next to it: screenshots of every page, wide,
+dark and narrow; in pages.txt how long each page is and where its first figure is. Skipped without such a folder,
+Chromium or playwright.
 """
 
 import os
@@ -19,6 +20,7 @@ if not CHROMIUM:
 
 HTML = Path(os.environ["DEFECTDIFFU_HTML"]).resolve()
 SCREENSHOTS = HTML.parent / "screenshots"
+MEASURES = HTML.parent / "pages.txt"
 ENTRANCE = HTML / "index.html"  # an empty page that only leads to the home page
 PAGES = [page for page in sorted(HTML.rglob("*.html")) if page != ENTRANCE and "_static" not in page.parts]
 WITH_SLIDER = [page for page in PAGES if 'aria-label="play"' in page.read_text()]
@@ -37,6 +39,17 @@ CUT_OFF = """() => {
         })
         .map(element => `${element.tagName} ${element.className}: ${element.textContent.slice(0, 60)}`)
         .concat(page.scrollWidth > page.clientWidth ? [`the page is ${page.scrollWidth} pixels wide`] : []);
+}"""
+
+# Words outside code, cells, and pixels from the page's top to its first figure.
+MEASURE = """() => {
+    const words = element => element.innerText.split(/\\s+/).filter(Boolean).length;
+    const article = document.querySelector('article');
+    const code = [...article.querySelectorAll('pre')].reduce((sum, element) => sum + words(element), 0);
+    const figures = [...article.querySelectorAll('img, svg, figure')]
+        .map(element => element.getBoundingClientRect()).filter(box => box.width > 200);
+    return [words(article) - code, article.querySelectorAll('div.cell').length,
+            Math.round(Math.min(...figures.map(box => box.top + scrollY), Infinity))];
 }"""
 
 
@@ -68,6 +81,18 @@ def tab(browser):
     context.close()
 
 
+@pytest.fixture(scope="module")
+def measures():
+    """Adds a line to pages.txt."""
+    MEASURES.write_text(f"{'page':40}{'words':>8}{'minutes':>9}{'cells':>7}{'first figure':>14}\n")
+
+    def add(line: str) -> None:
+        with MEASURES.open("a") as file:
+            print(line, file=file)
+
+    return add
+
+
 def name(page: Path) -> str:
     return page.relative_to(HTML).with_suffix("").as_posix()
 
@@ -79,10 +104,17 @@ def test_entrance_leads_home(tab):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_page(tab, page):
+def test_page(tab, measures, page):
     picture = SCREENSHOTS / name(page)
     tab.goto(page.as_uri())
     tab.screenshot(path=picture.with_name(f"{page.stem}_wide.png"), full_page=True)
+    words, cells, figure = tab.evaluate(MEASURE)
+    measures(f"{name(page):40}{words:8}{words / 200:9.0f}{cells:7}{'none' if figure is None else figure:>14}")
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.screenshot(path=picture.with_name(f"{page.stem}_dark.png"), full_page=True)
+    plots = "[...document.querySelectorAll('.tag_plot img')].map(image => getComputedStyle(image).filter)"
+    assert all("invert" in found for found in tab.evaluate(plots)), "plots are dark on a dark page"
+    tab.evaluate("document.documentElement.dataset.theme = 'light'")
     tab.set_viewport_size(PHONE)
     tab.screenshot(path=picture.with_name(f"{page.stem}_narrow.png"), full_page=True)
     assert not tab.troubles
