@@ -22,6 +22,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from defectdiffu.comparisons.adversarial import PATH_DECAY, Game, fit_game, path_lengths
+from defectdiffu.comparisons.method import check_samples, draw_latents, drawn
 from defectdiffu.data.folder import Sample
 from defectdiffu.errors import InputError
 from defectdiffu.files import writing
@@ -56,8 +57,8 @@ def modulated_convolution(
 ) -> Tensor:
     """Eqs. 1 to 3: x (B, I, H, W), weight (O, I, k, k), style (B, I) -> (B, O, H, W), with `upsample` twice as large.
 
-    Of every picture the weights w are multiplied by its style s, then divided by their norm over each output:
-    w' = s_i w_ijk and w'' = w' / sqrt(sum_ik w'^2 + epsilon). To scale inputs and outputs of one convolution is the same.
+    The weights w are multiplied by the picture's style s, then divided by their norm over each output: w' = s_i w_ijk,
+    w'' = w' / sqrt(sum_ik w'^2 + epsilon). The same is a convolution whose inputs and outputs are scaled.
     """
     x = x * style[:, :, None, None]  # (B, I, H, W)
     if upsample:
@@ -294,8 +295,7 @@ def fit(
     sizes: channels, max_channels, width of `StyleGAN2`. The same call again resumes. Raises `InputError` where there is
     no sample, or none that can be read.
     """
-    if not samples:
-        raise InputError("there are no pictures to train on")
+    check_samples(samples)
     torch.manual_seed(seed)
     device = torch.device(default_device())
     model = StyleGAN2(size, **sizes, product=samples[0].product, defect=samples[0].defect)
@@ -305,7 +305,7 @@ def fit(
 
     def real_at(step: int) -> Tensor:
         rng, _ = stream(device, seed, 4, step)
-        return pictures.tensors(rng.integers(len(pictures), size=batch_size))[0]
+        return pictures.tensors(drawn(pictures, batch_size, rng))[0]
 
     label = f"{model.config.product} {model.config.defect}"
     fit_game(game, real_at, out / "checkpoints", steps=steps, seed=seed, checkpoint_every=checkpoint_every, label=label)
@@ -325,11 +325,3 @@ def sides_of(size: int) -> list[int]:
 def channel_counts(size: int, channels: int, max_channels: int) -> dict[int, int]:
     """{side: channels there}."""
     return {side: min(max_channels, channels * size // side) for side in sides_of(size)}
-
-
-def draw_latents(length: int, num: int, seeds: Sequence[int] | None) -> Tensor:
-    """(num, length) of standard normal numbers, row i from seeds[i] alone; the seeds are 0, 1, ... if not given."""
-    seeds = range(num) if seeds is None else seeds
-    if len(seeds) != num:
-        raise InputError(f"{num} pictures need {num} seeds, not {len(seeds)}")
-    return torch.stack([torch.randn(length, generator=torch.Generator().manual_seed(s)) for s in seeds])

@@ -124,7 +124,7 @@ def test_bad_input_is_one_line(tmp_path, model, data):
         StyleGAN2(48)
     with pytest.raises(InputError, match=r"2 pictures need 2 seeds, not 3"):
         model.sample(2, [0, 1, 2])
-    with pytest.raises(InputError, match="there are no pictures to train on"):
+    with pytest.raises(InputError, match="there is no picture to train on"):
         stylegan2.fit([], tmp_path, 1, size=32, batch_size=4, **SIZES)
 
 
