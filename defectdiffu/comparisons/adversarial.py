@@ -67,8 +67,11 @@ class Game(nn.Module):
 
     def generator_terms(self, z: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of the generator's loss, which is their sum."""
-        logits = self.logits(self.generator(z), generator)
-        return {"generator": torch.stack([logistic(-v) for v in logits]).sum()}
+        return {"generator": self.non_saturating(self.generator(z), generator)}
+
+    def non_saturating(self, fake: Tensor, generator: torch.Generator) -> Tensor:
+        """The generator's loss, summed over the discriminators, for its pictures (B, C, S, S)."""
+        return torch.stack([logistic(-v) for v in self.logits(fake, generator)]).sum()
 
     def discriminator_loss(self, real: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
         """The discriminators' loss, summed over them; adds to `signs`."""

@@ -6,13 +6,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from comparing import samples_of
+from comparing import Killed, killed_at, same_checkpoints, samples_of
 
 from defectdiffu import InputError
 from defectdiffu.comparisons import defectgen
 from defectdiffu.comparisons.defectgen import DefectGen, Denoising, PixelNorm, detail_network, structure_network
 from defectdiffu.comparisons.method import with_mask
-from defectdiffu.files import load_tensors
 from defectdiffu.training.latents import Pictures
 from defectdiffu.training.step import TrainingStep
 
@@ -111,28 +110,11 @@ def test_a_saved_model_is_loaded_as_it_was(data, tmp_path):
 
 def test_resumed_training_gives_the_weights_of_one_that_was_not_stopped(data, tmp_path, monkeypatch):
     fitted(data, tmp_path / "whole", 8)
-
-    class Killed(BaseException):
-        pass
-
-    def killed_at_5(step, batch_at, *args, **kwargs):
-        def batch(number):
-            if number == 5:
-                raise Killed
-            return batch_at(number)
-
-        fit_step(step, batch, *args, **kwargs)
-
-    fit_step = defectgen.fit_step
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(defectgen, "fit_step", killed_at_5)
+        patch.setattr(defectgen, "fit_step", killed_at(5, defectgen.fit_step))
         fitted(data, tmp_path / "killed", 8)
     fitted(data, tmp_path / "killed", 8)
-    (whole, _), (killed, _) = (
-        load_tensors(tmp_path / name / "checkpoints" / "00000008.safetensors") for name in ("whole", "killed")
-    )
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    assert same_checkpoints(tmp_path / "whole", tmp_path / "killed", 8)
 
 
 def test_bad_input_is_one_line(model, tmp_path):
