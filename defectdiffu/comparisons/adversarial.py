@@ -142,8 +142,8 @@ def fit_game(
     average = [p.detach().clone() for p in ours]
     decay = 0.5 ** (batch / HALF_LIFE)
     gamma = R1_FACTOR * side**2 / batch
-    # The paper's rise is longer than a whole run on few pictures: there p may rise within a quarter of the run.
-    rise = min(RISE, max(1, steps * batch // 4))
+    # The paper's rise is longer than a whole run on few pictures: there p may rise in half of the run.
+    rise = min(RISE, max(1, steps * batch // 2))
 
     def tensors() -> dict[str, Tensor]:
         found = {f"game.{name}": value for name, value in game.state_dict().items()}

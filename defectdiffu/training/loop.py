@@ -125,6 +125,7 @@ def resume_log(file: Path, label: str, start: int) -> None:
 
 
 def add_to_log(file: Path, line: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as opened:
         opened.write(json.dumps(line) + "\n")
 
