@@ -7,9 +7,10 @@ pictures are few, but they have many patches.
 
     x_1000 -- structure: large receptive field --> x_switch -- detail: small receptive field --> x_0
 
-The networks are diffusers' U-Nets, one deep, one shallow. Left open by the paper, and chosen here: each network learns
-the noise of the steps that it is used at, and no others; pictures are augmented as for the other diffusion model of
-this package; one model per product and defect, with one channel for the mask; sampling by DDIM.
+The networks are diffusers' U-Nets, one deep, one shallow. Chosen here, not taken from the paper: each network learns
+the noise of the steps that it is used at, and no others; pictures are augmented as for this package's own model; one
+model per product and defect, with one channel for the mask; normalisation of single pixels in the shallow network;
+sampling by DDIM in 50 steps.
 """
 
 from collections.abc import Sequence
@@ -90,8 +91,8 @@ def detail_network(size: int, channels: int, levels: int) -> UNet2DModel:
 
 
 class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_name`s differ
-    """Both networks. size S; channels: of their highest level; switch: the step, of 1000, below which `detail` works,
-    a setting that the paper tunes. product, defect: what it was trained on."""
+    """Both networks. size S; channels: those of their highest level; structure_levels, detail_levels: their depths;
+    switch: the step, of 1000, below which `detail` works. product, defect: what it was trained on."""
 
     config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
 
@@ -147,7 +148,7 @@ class Denoising(nn.Module):
         """x, noise (B, 4, S, S); the steps of each network, structure and detail (B,)."""
         x, noise, terms = batch["x"], batch["noise"], {}
         for name in ("structure", "detail"):
-            noisy = self.scheduler.add_noise(x, noise, batch[name])  # type: ignore[arg-type]  # they declare ints
+            noisy = self.scheduler.add_noise(x, noise, batch[name])
             predicted = getattr(self.model, name)(noisy, batch[name]).sample
             terms[name] = noise_loss(predicted.float(), noise)
         return terms | {"loss": terms["structure"] + terms["detail"]}

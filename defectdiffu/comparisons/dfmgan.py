@@ -9,10 +9,10 @@ a defect what to add to its features, and where:
                                         |
                                       ToMask -> M -> mask             once, at a quarter of the side (64 of 256)
 
-One discriminator sees the picture, a second one picture and mask. The paper leaves open, and here is chosen: the mask
-passes a tanh; real masks are brought to the resolution of M, or the discriminator would tell them by their outlines;
-residual blocks have noise inputs as the backbone's; no path-length regularisation in stage 2. A defect thinner than a
-pixel of M is widened to it.
+One discriminator sees the picture, a second one picture and mask. Chosen here, not taken from the paper: the mask
+passes a tanh; real masks are brought to the resolution of M, or the discriminator would tell them by their outlines, so
+that a defect thinner than a pixel of M is widened to one; both discriminators have one size; residual blocks have noise
+inputs as the backbone's have; no path-length regularisation in stage 2; nothing is added where M is 0.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class DFMGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_na
             {str(side): Level(counts[side // 2], counts[side], width, side) for side in sides}
         )
         self.to_mask = ToChannels(counts[self.first], 1, width)
-        self.parts = [width, *(level.noise_size for level in self.residuals.values())]  # of the defect's z
+        self.parts = [width, *map(stylegan2.noise_size, sides)]  # of the defect's z
         self.latent_size = self.backbone.latent_size + sum(self.parts)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -152,15 +152,18 @@ class Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, width: int, side: int):
         super().__init__()
-        first = side == 4
-        blocks = [] if first else [StyleBlock(inputs, outputs, width, upsample=True)]
+        blocks = [] if side == 4 else [StyleBlock(inputs, outputs, width, upsample=True)]
         self.blocks = nn.ModuleList([*blocks, StyleBlock(outputs, outputs, width)])
-        self.noise_size = side**2 * len(self.blocks)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         for block, values in zip(self.blocks, noise.chunk(len(self.blocks), dim=1), strict=True):
             x = block(x, w, values)
         return x  # (B, C, side, side)
+
+
+def noise_size(side: int) -> int:
+    """The noise inputs of a `Level`: one per place and block."""
+    return side**2 * (1 if side == 4 else 2)
 
 
 class StyleGAN2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_name`s differ
@@ -189,7 +192,7 @@ class StyleGAN2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config
         self.constant = nn.Parameter(torch.randn(1, counts[4], 4, 4))
         self.levels = nn.ModuleList(Level(counts[max(4, side // 2)], counts[side], width, side) for side in self.sides)
         self.to_rgb = nn.ModuleList(ToChannels(counts[side], 3, width) for side in self.sides)
-        self.parts = [width, *(level.noise_size for level in self.levels)]  # of z
+        self.parts = [width, *map(noise_size, self.sides)]  # of z
         self.latent_size = sum(self.parts)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -300,7 +303,8 @@ def fit(
     device = torch.device(default_device())
     model = StyleGAN2(size, **sizes, product=samples[0].product, defect=samples[0].defect)
     widths = {name: model.config[name] for name in ("size", "channels", "max_channels")}
-    game = StyleGame(model, [Discriminator(**widths)]).to(device)
+    discriminator = Discriminator(**widths)
+    game = StyleGame(model, [discriminator]).to(device)
     pictures = Pictures.load(samples, size).to(device)
 
     def real_at(step: int) -> Tensor:
@@ -310,7 +314,7 @@ def fit(
     label = f"{model.config.product} {model.config.defect}"
     fit_game(game, real_at, out / "checkpoints", steps=steps, seed=seed, checkpoint_every=checkpoint_every, label=label)
     with quiet(), writing(out):
-        game.discriminators[0].save_pretrained(out / "discriminator")
+        discriminator.save_pretrained(out / "discriminator")
         model.save_pretrained(out)
     return model
 

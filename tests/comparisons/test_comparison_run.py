@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_preset, write_folder
 from PIL import Image
 
@@ -14,6 +15,7 @@ from defectdiffu.comparisons import run as comparisons
 from defectdiffu.comparisons.run import RECIPES, Recipe
 
 GAN = {"channels": 4, "max_channels": 16, "width": 16}
+FULL = dict(RECIPES)
 UNETS = {"channels": 8, "structure_levels": 2, "detail_levels": 1}
 
 
@@ -27,6 +29,13 @@ def run(monkeypatch, capsys):
         return stop.value.code or 0, out, err
 
     return call
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", 64), ("book", 256), ("paper", 512)])
+def test_every_recipe_makes_a_model(name, size):
+    for method, model in zip(FULL, comparisons.MODELS.values(), strict=True):
+        with torch.device("meta"):
+            assert model(size, **FULL[method][name].sizes).num_parameters() > 500_000
 
 
 @pytest.fixture(autouse=True)
