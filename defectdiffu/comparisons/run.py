@@ -54,12 +54,12 @@ RECIPES = {
         "paper": Recipe(3000, 4, LARGE_GAN),
     },
     "dfmgan": {
-        "tiny": Recipe(2500, 8, SMALL_GAN),
+        "tiny": Recipe(2000, 8, SMALL_GAN),
         "book": Recipe(10_000, 16, LARGE_GAN),
         "paper": Recipe(3000, 4, LARGE_GAN),
     },
     "defectgen": {
-        "tiny": Recipe(5000, 8, {"channels": 32, "structure_levels": 4, "detail_levels": 1}),
+        "tiny": Recipe(3000, 4, {"channels": 32, "structure_levels": 4, "detail_levels": 1}),
         "book": Recipe(20_000, 16, {"channels": 64, "structure_levels": 6, "detail_levels": 2}),
         "paper": Recipe(200_000, 4, {"channels": 128, "structure_levels": 7, "detail_levels": 3}),
     },
