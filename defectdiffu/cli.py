@@ -213,13 +213,29 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be trained, with memory and time.")
     ] = False,
+    method: Annotated[
+        str | None, typer.Option(help="Train a method to compare with: stylegan2, dfmgan or defectgen.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="With --method: the pairs to train, such as tile/crack; default: all.")
+    ] = None,
 ) -> None:
     """Train on folders of images; OUT is then a model to generate with.
 
     `tiny` and `book` adapt the weights that come with the package, including the autoencoder, unless --from-scratch is
-    given.
+    given. With --method, OUT holds a model for every product and defect.
     """
     settings = load_preset(preset)
+    if method is not None:
+        _refuse({"--val": val, "--minutes": minutes, "--from-scratch": from_scratch, "--dry-run": dry_run}, "--method")
+        from defectdiffu.comparisons.run import train as compared
+        from defectdiffu.data.splitting import parse_pairs
+
+        settings = settings.replace(training={"hold_out": without or settings.training.hold_out})
+        pairs = None if only is None else parse_pairs(only)
+        print(printable(compared(method, settings, data, out, pairs, steps, batch_size)))
+        return
+    _refuse({"--only": only}, "training without --method")
     if from_scratch:
         settings = settings.replace(start_from=None)
     if without is not None:
@@ -279,8 +295,16 @@ def generate(
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile.")] = False,
 ) -> None:
     """Generate image-mask pairs."""
+    from defectdiffu.comparisons.run import generate as compared
+    from defectdiffu.comparisons.run import is_comparison
     from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
+    if is_comparison(weights):
+        ours = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check, "--on": on}
+        _refuse(ours, f"{weights}, a method to compare with")
+        record = compared(Path(weights), out, product, defect, num, seed, batch_size, append)
+        print(f"{len(record['seeds'])} of {num} pictures in {printable(out)}")
+        return
     pipe = load_pipeline(weights, full_precision, offload, tiling)
     main = _process().is_main_process
     if main and (warning := weakness(pipe, product, defect)):
@@ -311,6 +335,12 @@ def generate(
         note = f", of {len(record['ratios'])} that were checked"
     if main:
         print(f"{done} of {num} pairs in {printable(out)}{note}")
+
+
+def _refuse(options: dict[str, Any], what: str) -> None:
+    """Raise `InputError` for options that are given and that `what` does not have."""
+    if given := [name for name, value in options.items() if value]:
+        raise InputError(f"{', '.join(given)}: not for {what}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -297,14 +297,22 @@ def sample(
     processes.wait_for_everyone()
 
 
-def finish(work: Path, home: Path, defect: str, seeds: Sequence[int], first: dict[str, int], append: bool) -> None:
+def finish(
+    work: Path,
+    home: Path,
+    defect: str,
+    seeds: Sequence[int],
+    first: dict[str, int],
+    append: bool,
+    masked: bool = True,
+) -> None:
     """Move the pairs to their folders, each by one rename; a folder that exists was moved before the run was killed.
 
-    With `append`, move file by file into the folders that exist.
+    With `append`, move file by file into the folders that exist. masked: whether the pictures have masks.
     """
     with writing(work):
         for folder, suffix, chosen in results(home, defect, seeds):
-            if not chosen or (folder.exists() and not append):
+            if not chosen or (suffix and not masked) or (folder.exists() and not append):
                 continue
             part = work / f"all-{folder.parent.name}"
             part.mkdir(exist_ok=True)

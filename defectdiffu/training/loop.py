@@ -82,10 +82,8 @@ def fit(
 
     main = accelerator.is_main_process
     log_file = folder.parent / "log.jsonl"
-    if main and log_file.is_file():  # drop lines after the checkpoint: they will be logged again
-        lines = read_log(log_file)
-        kept = [line for line in lines if line["stage"] != label or line["step"] <= start]
-        write_atomically(log_file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+    if main:
+        resume_log(log_file, label, start)
     bar = tqdm(total=steps, initial=start, desc=label, disable=not main, dynamic_ncols=True, mininterval=1)
     tick, done = time.perf_counter(), start
     for number in range(start, steps):
@@ -109,8 +107,7 @@ def fit(
                 with averaged():
                     watch(number + 1, log)
             if main:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(log) + "\n")
+                add_to_log(log_file, log)
         if (number + 1) % checkpoint_every == 0 or last:
             if main:
                 metadata = {} if scaler is None else {"scaler": scaler.state_dict()}
@@ -118,6 +115,19 @@ def fit(
             accelerator.wait_for_everyone()
     bar.close()
     step.averaged_weights()
+
+
+def resume_log(file: Path, label: str, start: int) -> None:
+    """Drop a stage's lines after step `start`, the newest checkpoint's: they will be logged again."""
+    if file.is_file():
+        kept = [line for line in read_log(file) if line["stage"] != label or line["step"] <= start]
+        write_atomically(file, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+
+
+def add_to_log(file: Path, line: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        opened.write(json.dumps(line) + "\n")
 
 
 def read_log(file: Path) -> list[dict]:
