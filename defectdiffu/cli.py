@@ -300,7 +300,9 @@ def generate(
     from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
     if is_comparison(weights):
-        ours = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check, "--on": on}
+        ours = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check}
+        ours |= {"--on": on, "--where": where, "--crop": crop}
+        ours |= {"--full-precision": full_precision, "--offload": offload, "--tiling": tiling}
         _refuse(ours, f"{weights}, a method to compare with")
         record = compared(Path(weights), out, product, defect, num, seed, batch_size, append)
         print(f"{len(record['seeds'])} of {num} pictures in {printable(out)}")
