@@ -86,6 +86,28 @@ def test_a_new_transformer_changes_nothing(attention_over):
     assert model(**given).sample.abs().max() == 0
 
 
+@torch.no_grad()
+def test_tokens_and_blocks_by_hand():
+    """A token is a patch through one linear layer plus its position; a block is two gated, modulated residuals."""
+    model, given = small(), inputs()
+    embed = model.patch_embed
+    patches = torch.nn.functional.unfold(given["x"], 2, stride=2).transpose(1, 2)  # (B, T, C * p * p)
+    tokens = patches @ embed.proj.weight.flatten(1).T + embed.proj.bias + embed.pos_embed
+    torch.testing.assert_close(embed(given["x"]), tokens)
+
+    stir(model)
+    (block,), c = model.background_part, torch.randn(3, 32)
+    b1, s1, gate1, b2, s2, gate2 = block.adaln(c * c.sigmoid())[:, None].chunk(6, -1)
+
+    def norm(h):
+        variance, mean = torch.var_mean(h, -1, correction=0, keepdim=True)
+        return (h - mean) / (variance + 1e-6).sqrt()
+
+    h = tokens + gate1 * block.attn(norm(tokens) * (1 + s1) + b1)
+    h = h + gate2 * block.mlp(norm(h) * (1 + s2) + b2)
+    torch.testing.assert_close(block(tokens, c, given["product"])[0], h)
+
+
 @BOTH
 @torch.no_grad()
 def test_every_input_matters(attention_over):
