@@ -220,7 +220,7 @@ viz.grid(
 # What does the loss say? We add the noise of step $t$ to rendered pictures without defects, and measure two errors of
 # the same answer: that of the noise, which Eq. 2 trains, and that of the picture foreseen.
 
-# %% mystnb={"image": {"alt": "Error of the noise and of the picture against t, of three answers"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Errors of noise and picture against t, of three answers"}} tags=["hide-input", "plot"]
 asked = [product for product in PRODUCTS for _ in range(EACH)]
 drawn = [
     render(
@@ -337,7 +337,7 @@ viz.show_code(losses.picture_of_velocity)
 # The network is a *DiT*, a transformer. It cuts the latent into squares, and turns each into a *token*, a list of
 # numbers. Every block changes all tokens; $t$ and the prompt decide how much.
 
-# %% mystnb={"image": {"alt": "Mean size of the gates of every block against the step"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Mean size of the gates of every block against the step"}} tags=["hide-input", "plot"]
 conditions = pipe.encoder.conditions(["hazelnut"], ["crack"])
 PARTS = {
     "background": (network.product_proj, conditions.product, viz.PRODUCT),

@@ -148,7 +148,7 @@ figure
 # attention, some by less, and the mean of all cancels.) Yet the two small defects have $R = 8$, and the large one has
 # less. Here are all {glue:text}`aal_pictures` trained pairs:
 
-# %% mystnb={"image": {"alt": "Rat against the share of cells that the defect touches"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Rat against the share of cells that the defect touches"}} tags=["hide-input", "plot"]
 even = (1 - share) / share  # Rat, were attention the same everywhere
 figure, axis = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 band = {"color": viz.DEFECT, "alpha": 0.15, "linewidth": 0}
@@ -219,7 +219,7 @@ assert torch.isclose(loss, by_hand)
 slope = 2 / guess.numel() * weight * (predicted - target)
 assert torch.allclose(torch.autograd.grad(loss, guess)[0], slope, atol=1e-9)
 
-# %% mystnb={"image": {"alt": "The defect's share of the loss against its share of the latent"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "The defect's share of the loss by its share of the latent"}} tags=["hide-input", "plot"]
 error = (predicted - target).square()
 inside = (region[:, None] * error).sum((1, 2, 3))
 everything = error.sum((1, 2, 3))
@@ -287,7 +287,7 @@ if not FAST:
 #   by moving attention instead of painting the defect. The released code does so; the presets do not.
 # - **No upper bound.** A defect of one cell in 256 would count 255 times, and the rest of the picture would be
 #   sacrificed to it.
-# - **Masks that are too wide.** $R$ strengthens whatever is inside them, sound texture, too.
+# - **Masks that are too wide.** $R$ strengthens whatever is inside them, defect-free texture, too.
 #
 # ## Summary
 #
