@@ -358,5 +358,5 @@ if not FAST:
 #
 # ````{dropdown} Answers
 # 1. The last: $r$ is 0.
-# 2. One cannot tell: the judge sees none. The eye saw none in the one such picture.
+# 2. One cannot tell: the judge never sees them. The eye saw none in the one such picture.
 # ````
