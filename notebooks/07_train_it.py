@@ -180,7 +180,7 @@ viz.grid(
 # stripes and the rough cap have not been learned. The masks mark spots, not a crack. So a run this short teaches the
 # product's colour and outline, not its surface.
 
-# %% mystnb={"image": {"alt": "Three watched losses against the step, relative to the first"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Three watched losses by step, relative to the first"}} tags=["hide-input", "plot"]
 log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 log = [line for line in log if "val" in line]
 TERMS = {

@@ -123,7 +123,7 @@ figure
 #
 # ## What is lost, and where
 
-# %% mystnb={"image": {"alt": "Share of defects named, by kind of pictures"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Share of defects named, by kind of pictures"}} tags=["hide-input", "plot"]
 oracle = json.loads(pipe.oracle.read_text())
 pairs = trained[::12] if FAST else trained
 
