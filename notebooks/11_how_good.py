@@ -60,15 +60,14 @@ WEIGHTS = "book"  # @param {type:"string"}
 STEPS = 20  # @param {type:"integer"}
 
 # %% tags=["hide-cell"]
-import io
 import json
 import os
 import tempfile
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.utils.capture import capture_output
 from myst_nb import glue
 from PIL import Image
 
@@ -165,7 +164,6 @@ numbers = {
     "taught": f"{judge.card['trained_on']['images']:,}",
     "card": f"{100 * judge.card['scores']['defect_accuracy']:.1f}",
     "missed": len(missed),
-    "more": MORE,
     "again": MORE * len(missed),
     "again_seen": sum(names.count(pair[1]) for pair, names in again.items()),
 }
@@ -289,7 +287,7 @@ if not FAST:
 def training_pictures(pair):
     """The ten that the weights learned from, drawn again."""
     product, defect = pair
-    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, capture_output():
         write_dataset(folder, [product], [defect], size=judge.size, good=1)
         files = sorted(Path(folder, product, "test", defect).glob("*.png"))
         return [Image.open(file).copy() for file in files]
