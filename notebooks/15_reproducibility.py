@@ -368,13 +368,17 @@ defectdiffu generate --weights {WEIGHTS} --product leather --defect cut \\
 def downstream_command():
     held = (read_record("downstream") or {"held_fixed": {}})["held_fixed"]
     return (
-        f"{PAIRS_COMMANDS}\n"
-        "defectdiffu data render runs/test --size 64 --per-pair 40 --seed 2 \\\n"
+        "defectdiffu data render runs/few --size 256 \\\n"
         "  --products leather,wood,hazelnut\n"
-        "defectdiffu evaluate downstream --generated runs/generated \\\n"
-        f"  --real runs/few --test runs/test --steps {held.get('steps', 400)} "
+        "defectdiffu generate --weights book --product leather --defect cut \\\n"
+        "  --num 20 --seed 1000 --out runs/pairs    # and so on, every pair in runs/few\n"
+        "defectdiffu data render runs/test --size 256 --per-pair 40 --seed 2 \\\n"
+        "  --products leather,wood,hazelnut\n"
+        "defectdiffu evaluate downstream --generated runs/pairs --real runs/few \\\n"
+        f"  --test runs/test --size {held.get('size', 64)} "
+        f"--steps {held.get('steps', 400)} "
         f"--seeds {numbers(held.get('seeds', [0, 1, 2]))} \\\n"
-        "  --json runs/downstream.json \\\n"
+        "  --detectors unet --json runs/downstream.json \\\n"
         f"  --record {RECORDS}/downstream.json"
     )
 
@@ -605,10 +609,10 @@ glue("rep_records", len(rows), display=False)
 glue("rep_missing", len(missing), display=False)
 
 # %% [markdown]
-# Of {glue:text}`rep_records` records {glue:text}`rep_missing` are not run yet. The weights `tiny` were trained anew on
-# the latents of a better autoencoder since `downstream`, `downstream_real` and `transfer` were recorded: these three
-# are of the weights before, and both records of ablations were trained with the autoencoder before. `latents` compares
-# the two.
+# Of {glue:text}`rep_records` records {glue:text}`rep_missing` are not run yet. Since `downstream_real` and `transfer`
+# were recorded, the weights `tiny` were trained anew: these two are of the weights before, and both records of
+# ablations were trained with the autoencoder before. `latents` compares the two autoencoders. `eye_check` was labelled
+# by hand: its pictures can be made again from their seeds, its labels cannot.
 #
 # ## How equal is "the same"?
 #
