@@ -41,7 +41,7 @@ CUT_OFF = """() => {
         .concat(page.scrollWidth > page.clientWidth ? [`the page is ${page.scrollWidth} pixels wide`] : []);
 }"""
 
-# Words outside code, cells, and pixels from the page's top to its first figure.
+# Words outside code, code cells, and pixels from the page's top to its first figure.
 MEASURE = """() => {
     const words = element => element.innerText.split(/\\s+/).filter(Boolean).length;
     const article = document.querySelector('article');
@@ -49,7 +49,7 @@ MEASURE = """() => {
     const figures = [...article.querySelectorAll('img, svg, figure')]
         .map(element => element.getBoundingClientRect()).filter(box => box.width > 200);
     return [words(article) - code, article.querySelectorAll('div.cell').length,
-            Math.round(Math.min(...figures.map(box => box.top + scrollY), Infinity))];
+            figures.length ? Math.round(Math.min(...figures.map(box => box.top + scrollY))) : null];
 }"""
 
 
@@ -84,7 +84,7 @@ def tab(browser):
 @pytest.fixture(scope="module")
 def measures():
     """Adds a line to pages.txt."""
-    MEASURES.write_text(f"{'page':40}{'words':>8}{'minutes':>9}{'cells':>7}{'first figure':>14}\n")
+    MEASURES.write_text(f"{'page':40}{'words':>8}{'minutes':>9}{'code cells':>12}{'first figure':>14}\n")
 
     def add(line: str) -> None:
         with MEASURES.open("a") as file:
@@ -109,7 +109,7 @@ def test_page(tab, measures, page):
     tab.goto(page.as_uri())
     tab.screenshot(path=picture.with_name(f"{page.stem}_wide.png"), full_page=True)
     words, cells, figure = tab.evaluate(MEASURE)
-    measures(f"{name(page):40}{words:8}{words / 200:9.0f}{cells:7}{'none' if figure is None else figure:>14}")
+    measures(f"{name(page):40}{words:8}{words / 200:9.0f}{cells:12}{'none' if figure is None else figure:>14}")
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
     tab.screenshot(path=picture.with_name(f"{page.stem}_dark.png"), full_page=True)
     plots = "[...document.querySelectorAll('.tag_plot img')].map(image => getComputedStyle(image).filter)"
