@@ -44,7 +44,7 @@ CUT_OFF = """() => {
 # Words outside code, code cells, and pixels from the page's top to its first figure.
 MEASURE = """() => {
     const words = element => element.innerText.split(/\\s+/).filter(Boolean).length;
-    const article = document.querySelector('article');
+    const article = document.querySelector('article') ?? document.body;  // the search page has none
     const code = [...article.querySelectorAll('pre')].reduce((sum, element) => sum + words(element), 0);
     const figures = [...article.querySelectorAll('img, svg, figure')]
         .map(element => element.getBoundingClientRect()).filter(box => box.width > 200);
