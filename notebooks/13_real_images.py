@@ -184,7 +184,7 @@ if not FAST and not DATA:
 # %% [markdown]
 # *Blue wood, with masks: the first pictures given, and the first seeds generated. {glue:text}`real_steps` steps on
 # {glue:text}`real_pictures` pictures, {glue:text}`real_defects` of them with a defect, in {glue:text}`real_minutes`
-# minutes on a machine that was busy.*
+# minutes.*
 #
 # The blue is there, and the grain, blurred. Holes are dark and round as the given ones, but there are more of them, and
 # two grow together; their masks fit. Scratches are not learned yet: the given ones are bundles of thin lines, the
