@@ -86,7 +86,7 @@ viz.use_style()
 # %% [markdown]
 # ## Three ways to more pictures
 
-# %% mystnb={"image": {"alt": "Cut leather with masks: rows of real, pasted, noisy and generated pictures"}}
+# %% mystnb={"image": {"alt": "Cut leather with masks: real, pasted, noisy and generated"}} tags=["hide-input"]
 PRODUCT, DEFECT, SIZE = "leather", "cut", 256
 drawn = [render(PRODUCT, DEFECT, 0.7, seed, SIZE) for seed in range(4)]
 good = [render(PRODUCT, "good", 0, seed, SIZE) for seed in range(4, 8)]
