@@ -300,7 +300,7 @@ def generate(
     from defectdiffu.generation import generate_folder, load_pipeline, weakness
 
     if is_comparison(weights):
-        ours = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check}
+        ours: dict[str, Any] = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check}
         ours |= {"--on": on, "--where": where, "--crop": crop}
         ours |= {"--full-precision": full_precision, "--offload": offload, "--tiling": tiling}
         _refuse(ours, f"{weights}, a method to compare with")
