@@ -19,18 +19,6 @@ from defectdiffu import DefectDiffuPipeline, DefectDiffuTransformer, __version__
 ABLATIONS = ["--data", "DATA", "--val", "DATA", "--json", "record.json"]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["defectdiffu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Trained by the command itself: a run's folder is what `generate` takes."""

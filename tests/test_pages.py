@@ -121,8 +121,9 @@ def test_page(tab, measures, page):
     assert not tab.evaluate(CUT_OFF)
 
 
-def test_some_page_has_a_slider_and_some_an_explorer():
+def test_some_pages_have_a_slider_an_explorer_and_a_plot():
     assert WITH_SLIDER and WITH_EXPLORER
+    assert any("tag_plot" in page.read_text() for page in PAGES)
 
 
 @pytest.mark.parametrize("page", WITH_SLIDER, ids=name)

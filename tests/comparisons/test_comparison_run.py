@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,25 +9,12 @@ import torch
 from helpers import tiny_preset, write_folder
 from PIL import Image
 
-from defectdiffu import cli
 from defectdiffu.comparisons import run as comparisons
 from defectdiffu.comparisons.run import RECIPES, Recipe
 
 GAN = {"channels": 4, "max_channels": 16, "width": 16}
 FULL = dict(RECIPES)
 UNETS = {"channels": 8, "structure_levels": 2, "detail_levels": 1}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["defectdiffu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", 64), ("book", 256), ("paper", 512)])
