@@ -296,9 +296,10 @@ if not FAST and not DATA:
 #
 # ## Summary
 #
-# A folder in MVTec AD's layout is checked first, then the shipped weights are adapted to it in one command. The colour
-# comes first, then what is large and dark; thin lines come last. Look at the pairs beside the given ones, and at the
-# ratio to the nearest. Whether they help a detector is a question of its own ([chapter 12](12_does_it_help.ipynb)).
+# A folder in MVTec AD's layout is checked first, then the shipped weights are adapted to it in one command. After a
+# short training the colour is there, and so is what is large and dark; thin lines are not. Look at the pairs beside the
+# given ones, and at the ratio to the nearest. Whether they help a detector is a question of its own ([chapter
+# 12](12_does_it_help.ipynb)).
 #
 # ## Exercises
 #
