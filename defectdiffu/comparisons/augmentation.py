@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 TARGET = 0.6  # of r_t, Sec. 3.2
+MOST = 0.8  # of p: beyond, the changes begin to show in what is generated (Sec. 2)
 SHIFT = 0.125  # largest shift, as a share of the side
 BRIGHTNESS = 0.2  # deviation of what is added
 CONTRAST, SATURATION = 0.5 * math.log(2), math.log(2)  # deviations of the logarithms of what is multiplied
@@ -21,14 +22,16 @@ CONTRAST, SATURATION = 0.5 * math.log(2), math.log(2)  # deviations of the logar
 def augment(x: Tensor, p: Tensor | float, generator: torch.Generator) -> Tensor:
     """Pictures (B, C, S, S) in [-1, 1], each changed in six ways, each way with probability p.
 
+    A way that is chosen draws among all its changes, and "none" is one of them: mirrored or not, 0 to 3 quarter turns.
     Channels after the first three, a mask, move with the picture and keep their values. Differentiable in x.
     """
     chosen = torch.rand(6, len(x), generator=generator, device=x.device) < p
-    place = torch.rand(3, len(x), generator=generator, device=x.device)
+    place = torch.rand(4, len(x), generator=generator, device=x.device)
     colour = torch.randn(3, len(x), generator=generator, device=x.device)
-    turns = torch.where(chosen[1], 1 + (3 * place[0]).long(), 0)
-    shift = torch.where(chosen[2], ((2 * place[1:] - 1) * SHIFT * x.shape[-1]).round().long(), 0)
-    x = move(x, chosen[0], turns, shift)
+    mirrored = chosen[0] & (place[0] < 0.5)
+    turns = torch.where(chosen[1], (4 * place[1]).long(), 0)
+    shift = torch.where(chosen[2], ((2 * place[2:] - 1) * SHIFT * x.shape[-1]).round().long(), 0)
+    x = move(x, mirrored, turns, shift)
     return torch.cat([recolour(x[:, :3], torch.where(chosen[3:], colour, 0)), x[:, 3:]], dim=1)
 
 
@@ -59,8 +62,8 @@ def recolour(x: Tensor, amount: Tensor) -> Tensor:
 
 
 def adapted(p: float, r_t: float, pictures: int, rise: int) -> float:
-    """p after `pictures` more: up where r_t = E[sign(D(real))] (Eq. 1) is above its target, else down, in [0, 1].
+    """p after `pictures` more: up where r_t = E[sign(D(real))] (Eq. 1) is above its target, else down, in [0, MOST].
 
     rise: pictures in which p may go from 0 to 1.
     """
-    return min(1.0, max(0.0, p + math.copysign(pictures / rise, r_t - TARGET)))
+    return min(MOST, max(0.0, p + math.copysign(pictures / rise, r_t - TARGET)))

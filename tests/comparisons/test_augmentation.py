@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from defectdiffu.comparisons.augmentation import adapted, augment, move, recolour
+from defectdiffu.comparisons import augmentation
+from defectdiffu.comparisons.augmentation import MOST, adapted, augment, move, recolour
 
 SAME = {"mirrored": torch.tensor([False]), "turns": torch.tensor([0]), "shift": torch.tensor([[0], [0]])}
 
@@ -27,6 +28,17 @@ def test_with_probability_one_every_picture_changes_and_masks_keep_their_values(
     assert set(changed[:, 3].unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(changed, augment(pictures, 1.0, seeded()))
     assert not torch.equal(changed, augment(pictures, 1.0, seeded(1)))
+
+
+def test_a_way_that_is_chosen_draws_all_its_changes_alike_and_none_among_them(monkeypatch):
+    """Otherwise the generator would learn pictures that are turned, or mirrored, more often than the real ones."""
+    monkeypatch.setattr(augmentation, "SHIFT", 0.0)
+    points = torch.zeros(4000, 4, 8, 8)
+    points[:, 3, 1, 2] = 1  # mirrored and turned, it comes to eight places
+    places = augment(points, 1.0, seeded())[:, 3].flatten(1).argmax(1)
+    share = torch.bincount(places, minlength=64) / len(places)
+    assert (share > 0).sum() == 8
+    assert (share[share > 0] - 1 / 8).abs().max() < 0.02
 
 
 def test_pictures_are_mirrored_and_turned_as_numpy_does(pictures):
@@ -65,4 +77,4 @@ def test_p_follows_the_sign_of_the_discriminator_on_real_pictures():
     assert adapted(0.5, r_t=0.7, pictures=32, rise=320) == pytest.approx(0.6)
     assert adapted(0.5, r_t=0.5, pictures=32, rise=320) == pytest.approx(0.4)
     assert adapted(0.05, r_t=-1.0, pictures=32, rise=320) == 0
-    assert adapted(0.95, r_t=1.0, pictures=32, rise=320) == 1
+    assert adapted(0.75, r_t=1.0, pictures=32, rise=320) == MOST == 0.8
