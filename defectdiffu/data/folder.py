@@ -63,6 +63,10 @@ class Sample:
         return self.image.parts[-3]
 
 
+class NoMask(Problem):
+    """A picture of a defect without a mask: what only looks at pictures can do with it."""
+
+
 class Picture(TypedDict):
     """One item of a `FolderDataset`."""
 
@@ -129,21 +133,23 @@ class FolderDataset(Sequence[Picture]):
         return {"image": image, "mask": mask, "product": sample.product, "defect": sample.defect}
 
 
-def read_folder(*roots: str | Path, limit: int | None = PIXELS) -> list[Sample]:
+def read_folder(*roots: str | Path, limit: int | None = PIXELS, masks: bool = True) -> list[Sample]:
     """Return the samples of one or more folders in the MVTec AD layout (see `FolderDataset`).
 
     A root holds products or is itself one product. Samples are sorted by product, folder of the defect, "train" before
     "test", and file name; a file that two roots share is listed once.
 
     Names, image headers and whole masks are checked here; damaged pixels of an image are found when `load_image` reads
-    it. limit: the most pixels per image; None: no limit. Raises the first `Problem`, an `InputError`.
+    it. limit: the most pixels per image; None: no limit. masks: whether every picture of a defect must have one.
+    Raises the first `Problem`, an `InputError`.
     """
     samples = []
     for root in roots:
         for item in scan(root, limit=limit):
-            if isinstance(item, Problem):
+            if isinstance(item, Sample):
+                samples.append(item)
+            elif masks or not isinstance(item, NoMask):
                 raise item
-            samples.append(item)
     return sorted(
         with_white(dict.fromkeys(samples)),
         key=lambda s: (s.product, s.original_defect, s.subset != "train", s.image.name),
@@ -256,7 +262,7 @@ def _scan_defect(
         if len(found) > 1:
             yield Problem(image, f"two masks, {found[0].name} and {found[1].name} in {truth}: keep one")
         elif not found:
-            yield Problem(image, f"no mask; looked for {truth / f'{stem}_mask.png'}")
+            yield NoMask(image, f"no mask; looked for {truth / f'{stem}_mask.png'}")
         yield from check(Sample(image, found[0] if found else None, product, unify(product, defect), defect))
     for mask in sorted(mask for same_stem in masks.values() for mask in same_stem if mask not in used):
         yield Problem(mask, f"mask without an image; looked for {images[0].with_stem(mask.stem.removesuffix('_mask'))}")

@@ -15,10 +15,13 @@ from defectdiffu.evaluation.judge import Judge
 T = TypeVar("T")
 
 
-def read_pairs(root: str | Path) -> dict[Pair, list[Sample]]:
-    """{(product, defect): its samples} of a folder in MVTec AD's layout, defects unified, good pictures included."""
+def read_pairs(root: str | Path, masks: bool = True) -> dict[Pair, list[Sample]]:
+    """{(product, defect): its samples} of a folder in MVTec AD's layout, defects unified, good pictures included.
+
+    masks: whether every picture of a defect must have one.
+    """
     pairs: dict[Pair, list[Sample]] = {}
-    for sample in read_folder(root):
+    for sample in read_folder(root, masks=masks):
         pairs.setdefault((sample.product, sample.defect), []).append(sample)
     if not pairs:
         raise InputError(f"{root} holds no pictures")
@@ -26,11 +29,12 @@ def read_pairs(root: str | Path) -> dict[Pair, list[Sample]]:
 
 
 def read_alike(generated: str | Path, real: str | Path) -> tuple[dict[Pair, list[Sample]], dict[Pair, list[Sample]]]:
-    """The generated samples by pair, and the real samples of the same pairs.
+    """The generated samples by pair, and the real samples of the same pairs. Masks may be missing: some methods draw
+    none.
 
     Raises `InputError` if a generated pair has no real pictures.
     """
-    ours, theirs = read_pairs(generated), read_pairs(real)
+    ours, theirs = read_pairs(generated, masks=False), read_pairs(real, masks=False)
     for product, defect in ours:
         if (product, defect) not in theirs:
             there = ", ".join(sorted(d for p, d in theirs if p == product)) or "nothing"

@@ -1,9 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 
 from defectdiffu.errors import InputError
-from defectdiffu.evaluation import fidelity
+from defectdiffu.evaluation import diversity, fidelity
 from defectdiffu.evaluation.fidelity import frechet_distance, judge_metrics
+from defectdiffu.evaluation.folders import read_pairs
 
 PAIRS = {("nut", "dent"): 6, ("nut", "spot"): 6}
 
@@ -55,6 +58,16 @@ def test_without_inception_nothing_is_called_fid(write_folder, no_network, only_
     assert result["pairs"] == ["nut dent", "nut spot"]
     assert not {"precision", "recall", "kid"} & set(result)
     assert (result["precision_judge"], result["recall_judge"]) == (1, 1)
+
+
+def test_what_looks_at_pictures_alone_needs_no_masks(write_folder, no_network, only_that_judge):
+    """StyleGAN2 draws none."""
+    generated, real = write_folder("generated", PAIRS), write_folder("real", PAIRS)
+    with_masks = [measure.run(generated, real) for measure in (fidelity, diversity)]
+    shutil.rmtree(generated / "nut" / "ground_truth")
+    assert [measure.run(generated, real) for measure in (fidelity, diversity)] == with_masks
+    with pytest.raises(InputError, match="no mask"):
+        read_pairs(generated)
 
 
 def test_precision_and_recall_of_two_known_clouds():
