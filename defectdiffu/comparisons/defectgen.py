@@ -92,7 +92,8 @@ def detail_network(size: int, channels: int, levels: int) -> UNet2DModel:
 
 class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_name`s differ
     """Both networks. size S; channels: those of their highest level; structure_levels, detail_levels: their depths;
-    switch: the step, of 1000, below which `detail` works. product, defect: what it was trained on."""
+    switch: the step, of 1000, below which `detail` works, 400 as in the authors' script. product, defect: what it was
+    trained on."""
 
     config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
 
