@@ -301,11 +301,11 @@ def generate(
 
     if is_comparison(weights):
         ours: dict[str, Any] = {"--w-d": w_d, "--w-p": w_p, "--steps": steps, "--guidance": guidance, "--check": check}
-        ours |= {"--on": on, "--where": where, "--crop": crop}
+        ours |= {"--on": on, "--where": where, "--crop": crop, "--strength": strength != STRENGTH}
         ours |= {"--full-precision": full_precision, "--offload": offload, "--tiling": tiling}
         _refuse(ours, f"{weights}, a method to compare with")
-        record = compared(Path(weights), out, product, defect, num, seed, batch_size, append)
-        print(f"{len(record['seeds'])} of {num} pictures in {printable(out)}")
+        record = compared(Path(weights), out, product, defect, num, seed, batch_size, append, attempts)
+        print(f"{len(record['seeds'])} of {num} pictures in {printable(out)}{_left_out(record)}")
         return
     pipe = load_pipeline(weights, full_precision, offload, tiling)
     main = _process().is_main_process
@@ -331,12 +331,15 @@ def generate(
         strength=strength,
         crop=crop,
     )
-    done, skipped = len(record["seeds"]), len(record["seeds_without_mask"])
-    note = f", {skipped} without a mask left out" if skipped else ""
-    if check:
-        note = f", of {len(record['ratios'])} that were checked"
+    note = f", of {len(record['ratios'])} that were checked" if check else _left_out(record)
     if main:
-        print(f"{done} of {num} pairs in {printable(out)}{note}")
+        print(f"{len(record['seeds'])} of {num} pairs in {printable(out)}{note}")
+
+
+def _left_out(record: dict) -> str:
+    """What the record of `generate` says of pictures that are not there."""
+    skipped = len(record["seeds_without_mask"])
+    return f", {skipped} without a mask left out" if skipped else ""
 
 
 def _refuse(options: dict[str, Any], what: str) -> None:

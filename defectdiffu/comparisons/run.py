@@ -152,14 +152,16 @@ def generate(
     seed: int = 0,
     batch_size: int = BATCH,
     append: bool = False,
+    attempts: int = ATTEMPTS,
 ) -> dict:
     """Write `num` pairs in the layout and with the records of `generation.generate_folder`; returns the record.
 
-    As there, seeds seed, seed + 1, ... are used in turn, and one whose mask is empty is skipped. A method without masks
+    As there, seeds seed, seed + 1, ... are used in turn, at most `attempts` times as many as pairs, and one whose mask
+    is empty is skipped. A method without masks
     writes no ground_truth, and says so on stderr. A call that was killed begins again when repeated.
     """
     check_number("num", num, 1, MOST_PAIRS)
-    check_number("the last seed that may be tried", seed + ATTEMPTS * num - 1, 0, LARGEST_SEED)
+    check_number("the last seed that may be tried", seed + attempts * num - 1, 0, LARGEST_SEED)
     model = load(weights, product, defect)
     masked = not isinstance(model, stylegan2.StyleGAN2)
     if not masked:
@@ -171,7 +173,7 @@ def generate(
     with locked(work, "generates these pairs"):
         begun = begin(work, settings, append, PartialState(cpu=not torch.cuda.is_available()))
         used = set(begun["used_seeds"])
-        seeds = islice((s for s in count(seed) if s not in used), ATTEMPTS * num)
+        seeds = islice((s for s in count(seed) if s not in used), attempts * num)
         while batch := list(islice(seeds, min(batch_size, num - len(kept)))):
             images, masks = model.sample(len(batch), batch)
             for i, s in enumerate(batch):

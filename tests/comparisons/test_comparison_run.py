@@ -105,6 +105,10 @@ def test_an_empty_mask_is_no_pair(run, trained, tmp_path, monkeypatch):
     code, _, err = run(*arguments, "--num", 1)
     assert code == 2 and "none of 8 images of tile with hole has a mask; nothing was written" in err
     assert not (tmp_path / "none").exists()
+    code, _, err = run(*arguments, "--num", 2, "--attempts", 3)
+    assert code == 2 and "none of 6 images of tile with hole has a mask; nothing was written" in err
+    monkeypatch.setattr(Odd, "most", 9)
+    assert "2 of 2 pictures in" in (said := run(*arguments, "--num", 2)[1]) and "2 without a mask left out" in said
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,7 @@ def test_an_empty_mask_is_no_pair(run, trained, tmp_path, monkeypatch):
         (["generate", "--product", "tyle"], "unknown product 'tyle': did you mean tile?"),
         (["generate", "--product", "tile", "--defect", "hoel"], "unknown defect 'hoel': did you mean hole?"),
         (["generate", "--product", "tile", "--w-d", 2], "--w-d: not for RUN, a method to compare with"),
+        (["generate", "--product", "tile", "--strength", 0.3], "--strength: not for RUN, a method to compare with"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(run, data, preset, trained, tmp_path, arguments, message):
