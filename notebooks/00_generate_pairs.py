@@ -52,7 +52,7 @@ if missing:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--constraint", str(constraints), *missing], check=True)
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-cell"]
 # @title Settings
 FAST = False  # @param {type:"boolean"}
 WEIGHTS = "book"  # @param {type:"string"}
@@ -77,36 +77,13 @@ FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
 if FAST:  # small enough for a check on every change
     NUM_IMAGES, STEPS = 2, 4
 viz.use_style()
-
-# %% [markdown]
-# ## Load the weights
-#
-# A name that comes with the package, a folder of your own training, or a hub id. The pipeline knows what it was
-# trained on.
-
-# %%
 pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
 pipe.set_progress_bar_config(disable=True)
-print("products:", *pipe.products, sep="\n  ")
-print("defects:", *pipe.defects, sep="\n  ")
 
 # %% [markdown]
 # ## Ask for pairs
-#
-# The sampler adds two directions to its prediction, Eq. 4 of the paper:
-#
-# $$
-# \epsilon = \epsilon(g, \varnothing)
-# + w_p \left[\epsilon(g, p) - \epsilon(g, \varnothing)\right]
-# + w_d \left[\epsilon(d, \varnothing) - \epsilon(g, \varnothing)\right]
-# $$
-#
-# The paper's network predicts the noise $\epsilon$, these weights the velocity (chapter 2); Eq. 4 is the same for both.
-# In the code it is one function, `guide` in `defectdiffu/guidance.py`. Here the scales are those that the weights
-# recommend. The seeds are the first ones, 0, 1, 2 and so on: nothing is selected. So if a picture shows no defect that
-# you can see, or a mask marks something else, that is how these weights are; chapter 11 counts how often.
 
-# %% mystnb={"image": {"alt": "Generated pictures: pairs of product and defect down, each without and with masks"}}
+# %% mystnb={"image": {"alt": "Generated pairs of product and defect, without and with masks"}} tags=["hide-input"]
 PAIRS = [
     ("hazelnut", "crack"),
     ("tile", "crack"),
@@ -140,10 +117,44 @@ glue("pair_area", f"{100 * np.median(areas):.1f}", display=False)
 glue("pair_steps", STEPS, display=False)
 
 # %% [markdown]
-# One pair took {glue:text}`pair_seconds` s with {glue:text}`pair_steps` steps on the machine that made this page. Of
-# the {glue:text}`pair_count` masks {glue:text}`pair_empty` are empty, and the median mask covers
-# {glue:text}`pair_area` % of its image. The products are as asked. On nuts, leather, bottles and wood the defect can be
-# seen, and the outline follows it. Cracks in the tile are lost in its pattern, even where the mask marks some.
+# *Each row is one pair of words; the outlines are the masks that come with the pictures. Seeds 0, 1, 2 and so on:
+# nothing is selected.*
+#
+# The products are as asked. On nuts, leather, bottles and wood the defect can be seen, and the outline follows it.
+# Cracks in the tile are lost in its pattern, even where the mask marks some. Of the {glue:text}`pair_count` masks
+# {glue:text}`pair_empty` are empty, and the median mask covers {glue:text}`pair_area` % of its image. One pair took
+# {glue:text}`pair_seconds` s with {glue:text}`pair_steps` steps on the machine that made this page, which was busy with
+# other work. [Chapter 11](11_how_good.ipynb) counts how often a picture shows what was asked for.
+#
+# ## The call
+#
+# Weights are a name that comes with the package, a folder of your own training, or a hub id. The pipeline knows what it
+# was trained on.
+
+# %%
+pipe = DefectDiffuPipeline.from_pretrained(WEIGHTS)
+pipe.set_progress_bar_config(disable=True)
+out = pipe("hazelnut", "crack", num_images=1, num_inference_steps=STEPS)
+assert out.images[0].size == out.masks[0].size
+
+print("products:", *pipe.products[:7], "\n         ", *pipe.products[7:])
+print("defects: ", *pipe.defects)
+
+# %% [markdown]
+# The sampler adds two directions to its prediction, Eq. 4 of the paper:
+#
+# $$
+# \begin{aligned}
+# \epsilon = {} & \epsilon(g, \varnothing) \\
+# & + \textcolor{#1F83C6}{w_p \left[\epsilon(g, p) - \epsilon(g, \varnothing)\right]} \\
+# & + \textcolor{#D55E00}{w_d \left[\epsilon(d, \varnothing) - \epsilon(g, \varnothing)\right]}
+# \end{aligned}
+# $$
+#
+# Here $g$ is "good", $p$ the product, $d$ the defect, and $\varnothing$ no product. In the code it is one function,
+# `guide` in `defectdiffu/guidance.py`. The two scales are those that the weights recommend. The paper's network
+# predicts the noise $\epsilon$, these weights the velocity ([chapter 2](02_diffusion_and_dit.ipynb)); Eq. 4 is the same
+# for both.
 #
 # ## Turn the defect up
 #

@@ -201,9 +201,9 @@ if not FAST:
 # the bottle, {glue:text}`two_in_leather` against {glue:text}`two_out_leather` on leather. But the rest is not black: a
 # crescent where the nut's rim moved, faint rings on the bottle, the grain of the leather.
 #
-# On average over {glue:text}`two_pictures` trained pairs a pixel outside the mask moves by {glue:text}`two_level`
-# levels of 255 when the defect is switched on. In the rendered pictures it is {glue:text}`two_level_rendered`. So the
-# model keeps the specimen, but not to the pixel.
+# On average over {glue:text}`two_pictures` pictures of trained pairs a pixel outside the mask moves by
+# {glue:text}`two_level` levels of 255 when the defect is switched on. In the rendered pictures it is
+# {glue:text}`two_level_rendered`. So the model keeps the specimen, but not to the pixel.
 #
 # What a learner needs to know of a hazelnut it can learn from *defect-free* hazelnuts, of which every factory has
 # thousands.

@@ -73,6 +73,7 @@ from defectdiffu import DefectDiffuPipeline, guidance, viz
 from defectdiffu.drawn.procedural import render
 from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
+from defectdiffu.evaluation.records import read_record
 from defectdiffu.evaluation.statistics import bootstrap
 
 FAST = FAST or os.environ.get("DEFECTDIFFU_FAST") == "1"
@@ -185,12 +186,20 @@ glue("sweep_zero", len(good), display=False)
 glue("sweep_flawed", int((~good).sum()), display=False)
 glue("sweep_empty", int(empty.sum()), display=False)
 glue("sweep_empty_good", int((empty & good).sum()), display=False)
-glue(
-    "sweep_record_good",
-    f"{100 * of_trained['judged_good']['mean']:.0f}",
-    display=False,
-)
+of_good = of_trained["judged_good"]
+glue("sweep_record_good", f"{100 * of_good['mean']:.0f}", display=False)
+glue("sweep_record_count", of_good["count"], display=False)
 glue("sweep_pairs", len(pairs_trained), display=False)
+share_good = {p.split()[0]: row["judged_good"] for p, row in pairs_trained.items()}
+assert record["swept_seeds"] == list(range(8)) and of_good["count"] == 8 * len(
+    known
+)
+assert share_good.pop("capsule") == 1 > max(share_good.values())
+assert share_good.pop("grid") == 3 / 8 < min(share_good.values()) == 4 / 8
+assert min(share_good, key=share_good.get) == "metal_nut"
+(never,) = (r for r in read_record("ablations")["runs"] if r["name"] == "p2 = 0")
+never = never["differences"]["judged_good"]
+assert never["low"] < 0 < never["high"], "cannot be told from luck"
 if not FAST:
     flawed = [known[i // 2] for i in np.flatnonzero(~good)]
     assert flawed.count("carpet") == 2 and len(flawed) == 8, flawed
@@ -203,12 +212,14 @@ if not FAST:
 # They are not: {glue:text}`sweep_flawed` of {glue:text}`sweep_zero` pictures have a defect that nobody asked for. The
 # carpet has holes both times, nut and wood have holes at seed 1, the leather a stain, the pill scratches, the screw
 # some thread on its head. The judge is not to blame, for the model's own mask marks all of these. Only the mask of the
-# grid, "bent", is empty: its wires are muddled in places, a poor grid rather than a bent one. On seed 0 alone
-# {glue:text}`sweep_record_good` % are judged good: with so few pictures the share is uncertain.
+# grid, "bent", is empty: its wires are muddled in places, a poor grid rather than a bent one. Over the seeds 0 to 7 of
+# every product, {glue:text}`sweep_record_count` pictures, {glue:text}`sweep_record_good` % are judged good: all
+# capsules, half of the metal nuts, and three of eight grids.
 #
 # So $w_d$ turns only the *added* defect, not what $\epsilon(g, p)$ draws by itself. One cause may be Algorithm 1, which
-# in training calls a defect good with probability $p_2$, here 0.05. The mask helps: of the {glue:text}`sweep_empty`
-# pictures whose mask is empty {glue:text}`sweep_empty_good` are judged good.
+# in training calls a defect good with probability $p_2$, here 0.05. But in a short training of `tiny`, $p_2 = 0$ made
+# no difference that could be told from luck ([chapter 10](10_ablations.ipynb)). The mask helps: of the
+# {glue:text}`sweep_empty` pictures whose mask is empty {glue:text}`sweep_empty_good` are judged good.
 #
 # ## Dose and response
 #
@@ -218,7 +229,7 @@ if not FAST:
 # %% mystnb={"image": {"alt": "Judged defect area by w_d and by rendered strength"}} tags=["hide-input", "plot"]
 generated = np.array(
     [
-        [row[f"area_at_{s}"] for s in record["strengths"]]
+        [row[f"area_at_{s:g}"] for s in record["strengths"]]
         for row in record["per_pair"]["trained"].values()
     ]
 )
@@ -258,36 +269,55 @@ figure
 # %% tags=["remove-cell"]
 percent = {
     f"sweep_area_{strength}": 100 * of_trained[f"area_at_{strength}"]["mean"]
-    for strength in record["strengths"]
+    for strength in range(4)
 }
 for name, value in percent.items():
     glue(name, f"{value:.1f}", display=False)
 glue("sweep_rendered", f"{100 * rendered[:, -1].mean():.1f}", display=False)
 glue("sweep_rho", f"{of_trained['monotony']['mean']:.2f}", display=False)
-glue("sweep_kept", f"{100 * of_trained['product_at_3']['mean']:.0f}", display=False)
+for w_d in (0, 2, 3):
+    kept = 100 * of_trained[f"product_at_{w_d}"]["mean"]
+    glue(f"sweep_kept_{w_d}", f"{kept:.0f}", display=False)
+first, *later = np.diff(list(percent.values()))
+assert min(later) > 0 and first > 2 * max(later), "it grows, and levels off"
+steps = np.diff(generated.mean(0))
+assert steps.argmax() == 1 and steps[2:].max() < steps[0], "steepest from 0.5 to 1"
+at_0 = {p.split()[0]: row["area_at_0"] for p, row in pairs_trained.items()}
+most = sorted(at_0, key=at_0.get)[-3:]
+assert set(most) == {"grid", "carpet", "leather"}, most
+assert all(0.015 < at_0[product] < 0.025 for product in most)
+odd = {pair for pair, row in pairs_trained.items() if row["monotony"] < 0.5}
+assert odd == {"tile crack", "metal_nut bent", "hazelnut crack", "leather liquid"}
+for pair in ("hazelnut crack", "leather liquid"):
+    areas = [pairs_trained[pair][f"area_at_{s:g}"] for s in record["strengths"]]
+    assert np.argmax(areas) in (2, 3) and areas[2] > 2 * areas[0], pair
+lost = {w_d: dict.fromkeys(known, 0) for w_d in (2, 3)}
+for w_d, of_product in lost.items():
+    for pair, row in pairs_trained.items():
+        of_product[pair.split()[0]] += 1 - row[f"product_at_{w_d}"]
+assert lost[2]["grid"] > 0.7 * sum(lost[2].values())
+assert set(sorted(lost[3], key=lost[3].get)[-3:]) == {"wood", "grid", "leather"}
+kept = [of_trained[f"product_at_{w_d}"]["mean"] for w_d in (0, 2, 3)]
+assert kept[2] < kept[0] <= kept[1] + 0.005
 if not FAST:
-    first, *later = np.diff(list(percent.values()))
-    assert min(later) > 0 and first > 2 * max(later), "it grows, and levels off"
     assert abs(percent["sweep_area_1"] - 100 * rendered[:, -1].mean()) < 0.5
-    assert generated[:, 0].max() > 0.05, "holes in the carpet at 0"
-    assert (
-        of_trained["product_at_2"]["mean"] == 1 > of_trained["product_at_3"]["mean"]
-    )
-    assert pairs_trained["carpet cut"]["monotony"] == -1
 
 # %% [markdown]
-# *Grey: single pairs. Orange: their mean, with its 95 % interval. Left the record beside the weights, seed 0.*
+# *Grey: single pairs. Orange: their mean, with its 95 % interval. Left the record beside the weights, means of the
+# seeds 0 to 7; right one specimen of each pair.*
 #
-# The judged area rises from {glue:text}`sweep_area_0` % at $w_d = 0$ to {glue:text}`sweep_area_1` % at 1, then slows
-# down: {glue:text}`sweep_area_2` % at 2, {glue:text}`sweep_area_3` % at 3. It does not begin at zero, because of the
-# defects above; the grey lines that start at 6 % are the carpet's holes. Rendered defects grow evenly up to
-# {glue:text}`sweep_rendered` %: $w_d = 1$ already reaches that.
+# The judged area rises from {glue:text}`sweep_area_0` % at $w_d = 0$ to {glue:text}`sweep_area_1` % at 1, most steeply
+# from 0.5 on, and then slows down: {glue:text}`sweep_area_2` % at 2, {glue:text}`sweep_area_3` % at 3. It does not
+# begin at zero, because of the defects above; grid, carpet and leather begin at about 2 %. Rendered defects grow evenly
+# up to {glue:text}`sweep_rendered` %: $w_d = 1$ already reaches that.
 #
 # Pair by pair, the rank correlation of $w_d$ and area is {glue:text}`sweep_rho` on average, where 1 means that it
-# always grows. Cuts on the carpet shrink at every step: they are read as holes, which were there before.
+# always grows. For four pairs it is below 0.5. Cracks on tiles and bent nuts the judge hardly sees ([chapter
+# 11](11_how_good.ipynb)). Liquid on leather and cracks on hazelnuts grow up to $w_d = 1$ or 1.5, and no further.
 #
-# The cost: the judge names the right product in all of these pictures up to $w_d = 2$, and in {glue:text}`sweep_kept` %
-# at 3. For pairs that were never trained the cost is higher ([chapter 9](09_zero_shot.ipynb)).
+# The cost: the judge names the right product in {glue:text}`sweep_kept_0` % of the pictures at $w_d = 0$, in
+# {glue:text}`sweep_kept_2` % at 2, and in {glue:text}`sweep_kept_3` % at 3. What it misses up to 2 are mostly grids; at
+# 3 leather and wood, too. For pairs that were never trained the cost is higher ([chapter 9](09_zero_shot.ipynb)).
 #
 # ## What would break this
 #

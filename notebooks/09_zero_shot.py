@@ -88,7 +88,7 @@ settings = {"num_inference_steps": STEPS, "guidance": GUIDANCE}
 # %% [markdown]
 # ## Six pairs never seen
 
-# %% mystnb={"image": {"alt": "One row per held-out pair: rendered, then two generated, each also with its mask"}}
+# %% mystnb={"image": {"alt": "Held-out pairs, rendered and generated twice, with masks"}} tags=["hide-input"]
 SEEDS = [0, 1]
 asked = [pair for pair in HELD_OUT for _ in SEEDS]
 out = pipe(*zip(*asked, strict=True), seeds=SEEDS * len(HELD_OUT), **settings)
@@ -181,7 +181,7 @@ for product, defect in HELD_OUT:
 #
 # ## Worse than what was trained
 #
-# The judge's verdict on the same twelve pictures, and on two of every trained pair, from the record beside the weights:
+# The judge's verdict on fifty pictures of every pair, held out or trained, from the record beside the weights:
 
 # %% mystnb={"image": {"alt": "Four scores of trained, held-out and rendered pairs"}} tags=["hide-input", "plot"]
 record = json.loads(pipe.oracle.read_text())
@@ -224,14 +224,40 @@ for group in GROUPS:
 for group in ("trained", "held_out"):
     lost = 1 - record[group]["product_at_3"]["mean"]
     glue(f"zero_{group}_lost", f"{100 * lost:.0f}", display=False)
-glue("zero_count", record["held_out"]["mask_iou"]["count"], display=False)
-glue("zero_trained_count", record["trained"]["mask_iou"]["count"], display=False)
 trained, held_out = record["trained"], record["held_out"]
-for question in ("defect_accuracy", "mask_iou"):
+glue("zero_count", held_out["mask_iou"]["count"], display=False)
+glue("zero_trained_count", f"{trained['mask_iou']['count']:,}", display=False)
+named = {}
+for pair in HELD_OUT:
+    row = record["per_pair"]["held_out"][" ".join(pair)]
+    named[pair[0]] = round(100 * row["defect_accuracy"])
+    glue(f"zero_named_{pair[0]}", named[pair[0]], display=False)
+    if pair[0] == "wood":
+        glue("zero_wood", f"{100 * row['product_accuracy']:.0f}", display=False)
+        lost_wood = 1 - row["product_accuracy"]
+    if pair[0] == "hazelnut":
+        assert row["defect_seen"] > 0.95 and row["defect_accuracy"] < 0.5
+assert sorted(named, key=named.get) == [
+    "zipper",
+    "hazelnut",
+    "wood",
+    "pill",
+    "carpet",
+    "metal_nut",
+]
+assert record["seeds"] == list(range(50))
+assert held_out["mask_iou"]["count"] == 50 * len(HELD_OUT)
+for question in ("product_accuracy", "defect_accuracy", "mask_iou"):
     assert held_out[question]["high"] < trained[question]["low"], question
+assert 0.6 < held_out["defect_accuracy"]["mean"] < 0.7, "two of three"
+assert 0.9 < trained["defect_accuracy"]["mean"] < 0.95, "nine of ten"
+assert 0.75 < held_out["product_accuracy"]["mean"] < 0.85, "four of five"
+assert lost_wood / len(HELD_OUT) > 0.7 * (1 - held_out["product_accuracy"]["mean"])
+assert named["metal_nut"] == 100 and named["zipper"] < 20
+assert held_out["defect_seen"]["high"] > trained["defect_seen"]["low"]
 fall = {q: trained[q]["mean"] - held_out[q]["mean"] for q in QUESTIONS}
 assert max(fall, key=fall.get) == "defect_accuracy", fall
-assert fall["defect_seen"] < 0.06
+assert fall["defect_seen"] < 0.03
 assert record["rendered_held_out"]["defect_accuracy"]["mean"] == 1
 assert (
     held_out["product_at_3"]["mean"] <= 0.5 < 0.9 < trained["product_at_3"]["mean"]
@@ -244,12 +270,19 @@ assert (
 # **Pairs never seen are drawn worse.** The right defect is named in {glue:text}`zero_held_out_defect_accuracy` of the
 # pictures, against {glue:text}`zero_trained_defect_accuracy` for trained pairs. The mask's IoU with the judge's is
 # {glue:text}`zero_held_out_mask_iou` against {glue:text}`zero_trained_mask_iou`. In both the intervals do not meet. The
-# judge is not the cause: rendered, it names all of them rightly. Twelve pictures of six pairs do not tell how much is
-# lost, but that something is.
+# judge is not the cause: rendered, it names all of them rightly.
+#
+# **How much worse depends on the pair.** The right defect is named in {glue:text}`zero_named_metal_nut` % of the metal
+# nuts, {glue:text}`zero_named_carpet` % of the carpets and {glue:text}`zero_named_pill` % of the pills, but in
+# {glue:text}`zero_named_wood` % of the wood, {glue:text}`zero_named_hazelnut` % of the hazelnuts and
+# {glue:text}`zero_named_zipper` % of the zippers. On hazelnuts the judge nearly always sees a defect, but more often
+# than not names another one, as above at one of the seeds. Six pairs do not tell how a seventh would fare.
 #
 # What transfers is *some* defect: {glue:text}`zero_held_out_defect_seen` against {glue:text}`zero_trained_defect_seen`.
-# The product usually stays at $w_d = 1.5$, used here. At $w_d = 3$ it is lost in {glue:text}`zero_held_out_lost` % of
-# the held-out pictures and in {glue:text}`zero_trained_lost` % of the trained ones.
+# The product stays in four of five pictures at $w_d = 1.5$, used here: {glue:text}`zero_held_out_product_accuracy`. The
+# rest is mostly wood, named in {glue:text}`zero_wood` %. At $w_d = 3$ the product is lost in
+# {glue:text}`zero_held_out_lost` % of the held-out pictures and in {glue:text}`zero_trained_lost` % of the trained
+# ones.
 #
 # ## On photographs
 #
@@ -302,9 +335,10 @@ viz.static_slider(
 #
 # ## Summary
 #
-# Zero-shot transfer needs no formula of its own. It gives a defect nearly always, the right one in little more than
-# half of twelve pictures, against nine in ten for trained pairs; masks are worse, too. Textures take a foreign defect
-# better than structures do. Look at every pair before you use it.
+# Zero-shot transfer needs no formula of its own. It gives a defect nearly always, the right one in two of three
+# pictures, against nine in ten for trained pairs; masks are worse, too. Pairs differ much: liquid on metal nuts is
+# always named, threads on the zipper hardly ever. Of the photographs gravel takes some defects, brick almost none. Look
+# at every pair before you use it.
 #
 # ## Exercises
 #
