@@ -89,7 +89,7 @@ settings = {"num_inference_steps": STEPS, "guidance": GUIDANCE}
 # %% [markdown]
 # ## Four products, one knob
 
-# %%
+# %% tags=["hide-input"]
 products = ["hazelnut", "leather", "bottle", "tile"]
 defects = ["crack", "cut", "broken", "crack"]
 
