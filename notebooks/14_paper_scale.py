@@ -293,9 +293,9 @@ if not FAST:
 #
 # At the paper's size, on an {glue:text}`scale_gpu` and with batches of 8, training takes {glue:text}`scale_gpu_train`
 # pictures a second, the released way {glue:text}`scale_gpu_released`: a factor of {glue:text}`scale_gpu_ratio`. The GPU
-# then computes {glue:text}`scale_gpu_busy` % of the time and waits for Python for the rest, so a larger batch gains
-# more. Sampled are {glue:text}`scale_gpu_sample` pairs a second, four together; the released way of sampling was not
-# timed. `defectdiffu benchmark --preset paper --baseline` measures all of it on yours.
+# then computes {glue:text}`scale_gpu_busy` % of the time and waits for Python for the rest. Sampled are
+# {glue:text}`scale_gpu_sample` pairs a second, four together; the released way of sampling was not timed.
+# `defectdiffu benchmark --preset paper --baseline` measures all of it on yours.
 #
 # ## Several GPUs
 #
