@@ -218,7 +218,7 @@ defectdiffu data render runs/test --size 256 --products leather,wood,hazelnut \
 defectdiffu generate --weights book --product leather --defect cut \
   --num 20 --seed 1000 --out runs/pairs
 defectdiffu evaluate downstream --generated runs/pairs --real runs/few \
-  --test runs/test --size 64 --steps 300 --seeds 0,1,2 --detectors unet \
+  --test runs/test --size 64 --steps 300 --seeds 0,1,2 --detectors unet,resnet50 \
   --json runs/downstream.json --record $R/downstream.json
 
 # downstream_real: on PHOTOGRAPHS, bottle and pill of MVTec AD and magnetic_tile
