@@ -88,7 +88,7 @@ viz.use_style()
 # %% [markdown]
 # ## One thing at a time
 
-# %% mystnb={"image": {"alt": "Change of three scores with intervals, one line per variant and seed"}} tags=["hide-input", "plot"]
+# %% mystnb={"image": {"alt": "Change of three scores, one line per variant and seed"}} tags=["hide-input", "plot"]
 SCORES = {  # score: (what it is, 1 if more is better, else -1)
     "defect_noise": ("error inside defects", -1),
     "defect_accuracy": ("defect named right", 1),
@@ -353,7 +353,7 @@ forms |= {form: choices[f"guidance {form}"] for form in FORMS[1:]}
 for form, run in forms.items():
     for score in ("product_accuracy", "defect_accuracy", "mask_iou"):
         glue(
-            f"abl_{form}_{score[0]}",
+            f"abl_{form.split('_')[0]}_{score[0]}",
             f"{run['scores'][score]['mean']:.2f}",
             display=False,
         )
@@ -378,17 +378,17 @@ glue(
 #
 # | guidance | product right | defect right | mask IoU |
 # |---|---|---|---|
-# | `double_free` | {glue:text}`abl_double_free_p` | {glue:text}`abl_double_free_d` | {glue:text}`abl_double_free_m` |
-# | `defect_only` | {glue:text}`abl_defect_only_p` | {glue:text}`abl_defect_only_d` | {glue:text}`abl_defect_only_m` |
-# | `product_aware` | {glue:text}`abl_product_aware_p` | {glue:text}`abl_product_aware_d` | {glue:text}`abl_product_aware_m` |
+# | `double_free` | {glue:text}`abl_double_p` | {glue:text}`abl_double_d` | {glue:text}`abl_double_m` |
+# | `defect_only` | {glue:text}`abl_defect_p` | {glue:text}`abl_defect_d` | {glue:text}`abl_defect_m` |
+# | `product_aware` | {glue:text}`abl_product_p` | {glue:text}`abl_product_d` | {glue:text}`abl_product_m` |
 #
 # ## What would break this
 #
 # - **One seed, many rows.** With so many variants and scores, some interval excludes zero by chance alone. Look for
 #   effects that several scores and several seeds share.
 # - **A budget that is too short.** A part that pays off late looks useless early.
-# - **A smaller model.** Without the fusion blocks the model is smaller, too. "As deep" gives their number to the other two
-#   parts.
+# - **A smaller model.** Without the fusion blocks the model is smaller, too. "As deep" gives their number to the other
+#   two parts.
 # - **A judge that prefers something.** Both judged scores come from one network. What fools it, fools both.
 #
 # ## Summary
