@@ -96,7 +96,7 @@ network = pipe.transformer
 # %% [markdown]
 # ## A mask appears
 
-# %%
+# %% tags=["hide-input"]
 steps = []
 
 

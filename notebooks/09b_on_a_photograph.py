@@ -92,7 +92,7 @@ pipe.set_progress_bar_config(disable=True)
 # %% [markdown]
 # ## A place on a nut
 
-# %% mystnb={"image": {"alt": "A nut with a place marked on it, then the same nut with four defects in that place"}}
+# %% mystnb={"image": {"alt": "A nut with a place marked, then with four defects there"}} tags=["hide-input"]
 nut = Image.fromarray(render("hazelnut", "good", seed=5).normal)
 place = Image.new("L", nut.size)
 ImageDraw.Draw(place).ellipse((95, 95, 165, 150), fill=255)

@@ -122,7 +122,7 @@ if not DATA:  # a stand-in: a product that the shipped weights do not know
 # With so few pictures nobody trains from nothing. `--preset tiny` begins from the shipped weights and learns the names
 # in the folder:
 
-# %%
+# %% tags=["hide-input"]
 preset = load_preset("tiny").replace(training=training)
 begin = time.perf_counter()
 with capture_output():  # its progress bars
