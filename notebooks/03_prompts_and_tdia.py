@@ -347,7 +347,7 @@ glue("tdia_saved", f"{100 * saved:.0f}", display=False)
 # ## What would break this
 #
 # - **One prompt for all parts.** The background blocks would know the defect, and no direction would be the defect's
-#   alone. [Chapter 10](10_ablations.ipynb) tries it: at the size of `tiny` the scores do not fall.
+#   alone. [Chapter 10](10_ablations.ipynb) tries it: at the size of `tiny` the seeds disagree on whether it harms.
 # - **A product that is always seen with the same defect.** Then $c_p$ says as much about the defect as $c_d$, and no
 #   architecture can tell the two apart.
 # - **Names that lie.** "Scratch" on one product and "scrape" on another are two words to the encoder, so they share

@@ -157,8 +157,8 @@ def generate(
     """Write `num` pairs in the layout and with the records of `generation.generate_folder`; returns the record.
 
     As there, seeds seed, seed + 1, ... are used in turn, at most `attempts` times as many as pairs, and one whose mask
-    is empty is skipped. A method without masks
-    writes no ground_truth, and says so on stderr. A call that was killed begins again when repeated.
+    is empty is skipped. A method without masks writes no ground_truth, and says so on stderr. A call that was killed
+    begins again when repeated.
     """
     check_number("num", num, 1, MOST_PAIRS)
     check_number("the last seed that may be tried", seed + attempts * num - 1, 0, LARGEST_SEED)
