@@ -477,6 +477,22 @@ def evaluate_everything(
 
 
 @evaluate_app.command()
+def generators(
+    generated: Annotated[list[Path], typer.Option(help="Pictures of one method, named by the folder; repeatable.")],
+    training: Annotated[Path, typer.Option(help="Pictures that all methods were trained on.")],
+    test: Annotated[Path, typer.Option(help="Rendered pictures that none has seen.")],
+    file: Annotated[Path, typer.Option("--json", help="The record.")],
+    costs: Annotated[Path | None, typer.Option(help="JSON {folder: {name: number}}, kept in the record.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write the first pictures of every pair, WebP.")] = None,
+) -> None:
+    """Rendered products only: score pictures of several methods alike, whatever drew them."""
+    from defectdiffu.experiments.generators import run
+
+    run(generated, training, test, file, costs, sheet)
+    print(file)
+
+
+@evaluate_app.command()
 def choices(
     file: Annotated[Path, typer.Option("--json", help="The record.")],
     weights: Annotated[str, typer.Option(help="A shipped name, a folder or a hub id.")] = "tiny",

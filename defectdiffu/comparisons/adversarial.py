@@ -35,7 +35,6 @@ HALF_LIFE = 10_000  # of the generator's moving average, in pictures
 PATH_DECAY = 0.99  # of the moving average of path lengths
 # Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020
 ADAPT_EVERY = 4  # steps between two changes of p, Sec. 3.1
-RISE = 500_000  # pictures in which p may rise from 0 to 1, Sec. 3.1
 R1_FACTOR = 0.0002  # gamma = R1_FACTOR S^2 / B, App. C
 
 
@@ -142,8 +141,6 @@ def fit_game(
     average = [p.detach().clone() for p in ours]
     decay = 0.5 ** (batch / HALF_LIFE)
     gamma = R1_FACTOR * side**2 / batch
-    # The paper's rise is longer than a whole run on few pictures: there p may rise in half of the run.
-    rise = min(RISE, max(1, steps * batch // 2))
 
     def tensors() -> dict[str, Tensor]:
         found = {f"game.{name}": value for name, value in game.state_dict().items()}
@@ -192,7 +189,7 @@ def fit_game(
             update(optimizers["discriminators"], theirs, R1_EVERY * gamma / 2 * game.r1(real, generator))
         follow(average, ours, torch.tensor(1 - average_decay(number, decay), device=device))
         if (number + 1) % ADAPT_EVERY == 0:
-            game.p.fill_(adapted(float(game.p), float(game.signs) / ADAPT_EVERY, ADAPT_EVERY * batch, rise))
+            game.p.fill_(adapted(float(game.p), float(game.signs) / ADAPT_EVERY, ADAPT_EVERY * batch))
             game.signs.zero_()
         bar.update()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 TARGET = 0.6  # of r_t, Sec. 3.2
+RISE = 500_000  # pictures in which p may rise from 0 to 1, Sec. 3.1
 MOST = 0.8  # of p: beyond, the changes begin to show in what is generated (Sec. 2)
 SHIFT = 0.125  # largest shift, as a share of the side
 BRIGHTNESS = 0.2  # deviation of what is added
@@ -61,9 +62,6 @@ def recolour(x: Tensor, amount: Tensor) -> Tensor:
     return x + (x - grey) * ((SATURATION * saturation).exp() - 1)
 
 
-def adapted(p: float, r_t: float, pictures: int, rise: int) -> float:
-    """p after `pictures` more: up where r_t = E[sign(D(real))] (Eq. 1) is above its target, else down, in [0, MOST].
-
-    rise: pictures in which p may go from 0 to 1.
-    """
-    return min(MOST, max(0.0, p + math.copysign(pictures / rise, r_t - TARGET)))
+def adapted(p: float, r_t: float, pictures: int) -> float:
+    """p after `pictures` more: up where r_t = E[sign(D(real))] (Eq. 1) is above its target, else down, in [0, MOST]."""
+    return min(MOST, max(0.0, p + math.copysign(pictures / RISE, r_t - TARGET)))

@@ -8,9 +8,10 @@ pictures are few, but they have many patches.
     x_1000 -- structure: large receptive field --> x_switch -- detail: small receptive field --> x_0
 
 The networks are diffusers' U-Nets, one deep, one shallow. Chosen here, not taken from the paper: each network learns
-the noise of the steps that it is used at, and no others; pictures are augmented as for this package's own model; one
+the noise of the steps that it is used at, and no others, or with prediction="velocity" the velocity, which a training
+from nothing needs if it is short (`losses.velocity`); pictures are augmented as for this package's own model; one
 model per product and defect, with one channel for the mask; normalisation of single pixels in the shallow network;
-sampling by DDIM in 50 steps.
+sampling by DDIM in 20 steps, as here everywhere.
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,12 @@ from torch import Tensor, nn
 
 from defectdiffu.comparisons.method import check_samples, draw_latents, drawn, with_mask
 from defectdiffu.data.folder import Sample
-from defectdiffu.errors import InputError, check_number
+from defectdiffu.errors import InputError, check_choice, check_number
 from defectdiffu.files import writing
 from defectdiffu.losses import noise_loss
 from defectdiffu.machine import precision, stream
 from defectdiffu.pictures import to_uint8
-from defectdiffu.pipeline import quiet
+from defectdiffu.pipeline import PREDICTION_TYPES, quiet
 from defectdiffu.training.building import TRAIN_STEPS
 from defectdiffu.training.latents import Pictures
 from defectdiffu.training.loop import build_accelerator
@@ -41,7 +42,7 @@ from defectdiffu.training.step import TrainingStep
 CHANNELS = 4  # of a picture and its mask
 GROUPS = 8  # of channels that are normalised together; channels are multiples of it
 LEARNING_RATE = 3e-4
-SAMPLING_STEPS = 50
+SAMPLING_STEPS = 20
 
 
 class PixelNorm(nn.GroupNorm):
@@ -92,8 +93,8 @@ def detail_network(size: int, channels: int, levels: int) -> UNet2DModel:
 
 class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_name`s differ
     """Both networks. size S; channels: those of their highest level; structure_levels, detail_levels: their depths;
-    switch: the step, of 1000, below which `detail` works, 400 as in the authors' script. product, defect: what it was
-    trained on."""
+    switch: the step, of 1000, below which `detail` works, 400 as in the authors' script; prediction: "noise" or
+    "velocity", of both. product, defect: what it was trained on."""
 
     config: Any  # its attributes are the arguments of `__init__`; diffusers declares a plain dict
 
@@ -105,6 +106,7 @@ class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config
         structure_levels: int = 4,
         detail_levels: int = 1,
         switch: int = 400,
+        prediction: str = "noise",
         product: str = "",
         defect: str = "",
     ):
@@ -115,11 +117,12 @@ class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config
                 f"multiple of {GROUPS}"
             )
         check_number("switch", switch, 1, TRAIN_STEPS - 1)
+        check_choice("prediction", prediction, PREDICTION_TYPES)
         self.structure = structure_network(size, channels, structure_levels)
         self.detail = detail_network(size, channels, detail_levels)
 
     def forward(self, x: Tensor, t: int) -> Tensor:
-        """x (B, 4, S, S) at step t -> the noise in it, by the network of that step."""
+        """x (B, 4, S, S) at step t -> the noise in it, or the velocity, by the network of that step."""
         network = self.structure if t >= self.config.switch else self.detail
         return network(x, t).sample
 
@@ -130,7 +133,8 @@ class DefectGen(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config
         """Images uint8 (num, S, S, 3) and masks bool (num, S, S); those of number i depend on seeds[i] alone."""
         shape = (num, CHANNELS, self.config.size, self.config.size)
         x = draw_latents(shape[1] * shape[2] * shape[3], num, seeds).view(shape).to(self.device)
-        scheduler = DDIMScheduler(TRAIN_STEPS, timestep_spacing="trailing")
+        kind = PREDICTION_TYPES[self.config.prediction]
+        scheduler = DDIMScheduler(TRAIN_STEPS, timestep_spacing="trailing", prediction_type=kind)
         scheduler.set_timesteps(num_inference_steps)
         for t in scheduler.timesteps.tolist():
             x = scheduler.step(self(x, t), t, x).prev_sample  # (B, 4, S, S)
@@ -151,7 +155,11 @@ class Denoising(nn.Module):
         for name in ("structure", "detail"):
             noisy = self.scheduler.add_noise(x, noise, batch[name])
             predicted = getattr(self.model, name)(noisy, batch[name]).sample
-            terms[name] = noise_loss(predicted.float(), noise)
+            if self.model.config.prediction == "velocity":
+                target = self.scheduler.get_velocity(x, noise, batch[name])
+            else:
+                target = noise
+            terms[name] = noise_loss(predicted.float(), target)
         return terms | {"loss": terms["structure"] + terms["detail"]}
 
 
@@ -164,12 +172,12 @@ def fit(
     batch_size: int,
     seed: int = 0,
     checkpoint_every: int = 500,
-    **sizes: int,
+    **sizes: Any,
 ) -> DefectGen:
     """Train both networks on all of `samples`, of one product and defect, and save them in `out`.
 
-    sizes: channels, structure_levels, detail_levels, switch of `DefectGen`. The same call again resumes. Raises
-    `InputError` where there is no sample, or none that can be read.
+    sizes: channels, structure_levels, detail_levels, switch, prediction of `DefectGen`. The same call again resumes.
+    Raises `InputError` where there is no sample, or none that can be read.
     """
     check_samples(samples)
     torch.manual_seed(seed)

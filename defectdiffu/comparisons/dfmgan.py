@@ -66,6 +66,7 @@ class DFMGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_na
         if size < 32:
             raise InputError(f"pictures of {size} px: DFMGAN needs at least 32")
         self.backbone = StyleGAN2(size, channels, max_channels, width, product, GOOD).requires_grad_(False)
+        self.size = size
         self.first = size // 4  # side of the first manipulated features, and of M
         counts = stylegan2.channel_counts(size, channels, max_channels)
         sides = [side for side in self.backbone.sides if side >= self.first]
@@ -79,6 +80,14 @@ class DFMGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_na
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, L) -> pictures and masks (B, 4, S, S), about in [-1, 1]; the defect is where the mask is positive."""
+        return self.drawn_to(self.size, z)
+
+    def masks(self, z: Tensor) -> Tensor:
+        """The masks (B, S, S) of `forward`, without the levels above theirs, which cost most."""
+        return enlarged(self.drawn_to(self.first, z)[:, 3:], self.size)[:, 0]
+
+    def drawn_to(self, last: int, z: Tensor) -> Tensor:
+        """z (B, L) -> pictures and masks (B, 4, last, last) as they are at the level of that side, from S / 4."""
         of_object, of_defect = z.split([self.backbone.latent_size, sum(self.parts)], dim=1)
         z_object, *noise = of_object.split(self.backbone.parts, dim=1)
         _, *noise_defect = of_defect.split(self.parts, dim=1)
@@ -88,6 +97,8 @@ class DFMGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_na
         for side, level, to_rgb, values in zip(
             self.backbone.sides, self.backbone.levels, self.backbone.to_rgb, noise, strict=True
         ):
+            if side > last:
+                break
             before, x = x, level(x, w, values)  # (B, C, side, side)
             if side >= self.first:
                 residual = self.residuals[str(side)](before, w_defect, noise_defect.pop(0))  # (B, C, side, side)
@@ -97,7 +108,7 @@ class DFMGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]  # their `config_na
             rgb = to_rgb(x, w)  # (B, 3, side, side)
             picture = rgb if picture is None else double(picture) + rgb
         assert picture is not None and mask is not None  # there are levels of 4 and of S / 4
-        return torch.cat([picture, enlarged(mask, side)], dim=1)
+        return torch.cat([picture, enlarged(mask, last)], dim=1)
 
     def defect_style(self, z: Tensor) -> Tensor:
         """w_defect (B, W) of z (B, L)."""
@@ -133,7 +144,7 @@ class DefectGame(Game):
         """The terms of the generator's loss; of every object also with the next one's defect."""
         of_object, of_defect = z.tensor_split([self.generator.backbone.latent_size], dim=1)
         other = torch.cat([of_object, of_defect.roll(1, 0)], dim=1)
-        fake, other_mask = self.generator(z), self.generator(other)[:, 3]
+        fake, other_mask = self.generator(z), self.generator.masks(other)
         styles = self.generator.defect_style(z), self.generator.defect_style(other)
         return {
             "generator": self.non_saturating(fake, generator),

@@ -40,27 +40,29 @@ class Recipe:
 
     steps: int
     batch_size: int
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
 
 
 # tiny: about an hour per model on a CPU core. paper: the steps and batches of DefectDiffu's supplement, Sec. 1.2, which
 # leaves the batch of Defect-Gen open.
 SMALL_GAN = {"channels": 16, "max_channels": 128, "width": 128}
 LARGE_GAN = {"channels": 32, "max_channels": 512, "width": 512}
+SMALL_UNETS = {"channels": 16, "structure_levels": 4, "detail_levels": 1, "prediction": "velocity"}
+LARGE_UNETS = {"channels": 64, "structure_levels": 6, "detail_levels": 2, "prediction": "velocity"}
 RECIPES = {
     "stylegan2": {
-        "tiny": Recipe(5000, 8, SMALL_GAN),
+        "tiny": Recipe(3000, 4, SMALL_GAN),
         "book": Recipe(10_000, 16, LARGE_GAN),
         "paper": Recipe(3000, 4, LARGE_GAN),
     },
     "dfmgan": {
-        "tiny": Recipe(2000, 8, SMALL_GAN),
+        "tiny": Recipe(3000, 4, SMALL_GAN),
         "book": Recipe(10_000, 16, LARGE_GAN),
         "paper": Recipe(3000, 4, LARGE_GAN),
     },
     "defectgen": {
-        "tiny": Recipe(3000, 4, {"channels": 32, "structure_levels": 4, "detail_levels": 1}),
-        "book": Recipe(20_000, 16, {"channels": 64, "structure_levels": 6, "detail_levels": 2}),
+        "tiny": Recipe(3000, 4, SMALL_UNETS),
+        "book": Recipe(20_000, 16, LARGE_UNETS),
         "paper": Recipe(200_000, 4, {"channels": 128, "structure_levels": 7, "detail_levels": 3}),
     },
 }

@@ -74,7 +74,7 @@ def test_gradients_pass(pictures):
 
 
 def test_p_follows_the_sign_of_the_discriminator_on_real_pictures():
-    assert adapted(0.5, r_t=0.7, pictures=32, rise=320) == pytest.approx(0.6)
-    assert adapted(0.5, r_t=0.5, pictures=32, rise=320) == pytest.approx(0.4)
-    assert adapted(0.05, r_t=-1.0, pictures=32, rise=320) == 0
-    assert adapted(0.75, r_t=1.0, pictures=32, rise=320) == MOST == 0.8
+    assert adapted(0.5, r_t=0.7, pictures=50_000) == pytest.approx(0.6)
+    assert adapted(0.5, r_t=0.5, pictures=50_000) == pytest.approx(0.4)
+    assert adapted(0.05, r_t=-1.0, pictures=50_000) == 0
+    assert adapted(0.75, r_t=1.0, pictures=50_000) == MOST == 0.8

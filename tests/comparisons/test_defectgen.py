@@ -12,6 +12,8 @@ from defectdiffu import InputError
 from defectdiffu.comparisons import defectgen
 from defectdiffu.comparisons.defectgen import DefectGen, Denoising, PixelNorm, detail_network, structure_network
 from defectdiffu.comparisons.method import with_mask
+from defectdiffu.losses import velocity
+from defectdiffu.pictures import to_uint8
 from defectdiffu.training.latents import Pictures
 from defectdiffu.training.step import TrainingStep
 
@@ -74,6 +76,28 @@ def test_the_networks_take_turns_at_the_switch(model, monkeypatch):
     assert [name for name, _ in used].count("detail") == 6
 
 
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_loss_and_sampler_mean_the_same_prediction(prediction, monkeypatch):
+    """Networks that know the picture have no loss, and sampling them gives it."""
+    model = DefectGen(32, **SIZES, prediction=prediction)
+    x_0 = torch.rand(1, 4, 32, 32) * 1.8 - 0.9
+    denoising = Denoising(model)
+
+    def exact(x, t):
+        a_bar = denoising.scheduler.alphas_cumprod[torch.as_tensor(t)].reshape(-1, 1, 1, 1)
+        noise = (x - a_bar.sqrt() * x_0) / (1 - a_bar).sqrt()
+        return SimpleNamespace(sample=noise if prediction == "noise" else velocity(x_0, noise, a_bar.flatten()))
+
+    for network in (model.structure, model.detail):
+        monkeypatch.setattr(network, "forward", exact)
+    images, masks = model.sample(2, num_inference_steps=10)
+    assert np.abs(images - to_uint8(x_0[:, :3]).astype(int)).max() <= 1  # rounding
+    assert np.array_equal(masks, (x_0[:, 3] > 0).expand(2, -1, -1).numpy())
+    batch = {"x": x_0.expand(3, -1, -1, -1), "noise": torch.randn(3, 4, 32, 32)}
+    batch |= {"structure": torch.tensor([500, 700, 900]), "detail": torch.tensor([50, 150, 350])}
+    assert float(denoising(batch)["loss"]) < 1e-6
+
+
 def test_it_learns_a_batch_by_heart(model, data):
     step = TrainingStep(Accelerator(cpu=True), Denoising(model))
     x = with_mask(*Pictures.load(samples_of(data, "hole"), 32).tensors([0, 1, 2]))
@@ -122,6 +146,8 @@ def test_bad_input_is_one_line(model, tmp_path):
         DefectGen(36)
     with pytest.raises(InputError, match=r"switch is 1000: it must be from 1 to 999"):
         DefectGen(32, **SIZES, switch=1000)
+    with pytest.raises(InputError, match=r"unknown prediction 'x': choose from noise, velocity"):
+        DefectGen(32, **SIZES, prediction="x")
     with pytest.raises(InputError, match=r"1 pictures need 1 seeds, not 2"):
         model.sample(1, [0, 1])
     with pytest.raises(InputError, match="there is no picture to train on"):

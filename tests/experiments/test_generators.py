@@ -1,0 +1,57 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defectdiffu.errors import InputError
+from defectdiffu.evaluation.fidelity import frechet_distance
+from defectdiffu.evaluation.folders import load, read_pairs
+from defectdiffu.experiments import generators
+
+PAIRS = {("hazelnut", "crack"): 4, ("tile", "hole"): 4}
+
+
+@pytest.fixture
+def folders(write_folder, only_that_judge):
+    """(two generated ones, the second without masks, training, test), the test pictures in excess."""
+    masked, bare = write_folder("masked", PAIRS), write_folder("bare", PAIRS, seed=1)
+    for product in ("hazelnut", "tile"):
+        shutil.rmtree(bare / product / "ground_truth")
+    test = write_folder("rest", {pair: number + 3 for pair, number in PAIRS.items()}, seed=3)
+    return masked, bare, write_folder("few", {**PAIRS, ("tile", "good"): 2}, seed=2), test
+
+
+def test_methods_are_scored_alike_and_masks_where_there_are_some(folders, judge, tmp_path):
+    masked, bare, training, test = folders
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"bare": {"seconds": 7}}')
+    record = generators.run([masked, bare], training, test, tmp_path / "r.json", costs, tmp_path / "sheet.webp")
+    assert json.loads((tmp_path / "r.json").read_text()) == record
+    assert [(run["name"], run["costs"]) for run in record["runs"]] == [("masked", {}), ("bare", {"seconds": 7})]
+    first, second = (run["scores"] for run in record["runs"])
+    assert first.keys() - second.keys() == {"mask_iou"}
+    assert first["defect_accuracy"]["count"] == 8 and first["frechet"]["count"] == 2
+    assert Image.open(tmp_path / "sheet.webp").format == "WEBP"
+
+
+def test_frechet_distances_are_of_pairs_and_equal_numbers(folders, judge):
+    masked, _, training, test = folders
+    ours, theirs = read_pairs(masked), read_pairs(test)
+    expected = []
+    for pair in PAIRS:
+        a, b = (judge(load(part[pair][:4], 16)[0]).features for part in (ours, theirs))
+        expected.append(frechet_distance(a, b))
+    found = generators.scores_of(masked, training, ours, theirs, judge)["frechet"]
+    assert found["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_folders_that_cannot_be_compared_are_named(folders, write_folder, tmp_path):
+    masked, _, training, test = folders
+    other = write_folder("other", {("tile", "hole"): 4})
+    with pytest.raises(InputError, match="other has other pairs, or other numbers of pictures"):
+        generators.run([masked, other], training, test, tmp_path / "r.json")
+    with pytest.raises(InputError, match="test pictures of hazelnut crack: 2 pictures, at least 4 are needed"):
+        generators.run([masked], training, write_folder("less", dict.fromkeys(PAIRS, 2)), tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
