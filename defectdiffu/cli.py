@@ -482,13 +482,15 @@ def generators(
     training: Annotated[Path, typer.Option(help="Pictures that all methods were trained on.")],
     test: Annotated[Path, typer.Option(help="Rendered pictures that none has seen.")],
     file: Annotated[Path, typer.Option("--json", help="The record.")],
-    costs: Annotated[Path | None, typer.Option(help="JSON {folder: {name: number}}, kept in the record.")] = None,
+    seeds: Annotated[str, typer.Option(help="Of the detectors, comma-separated.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every detector, 16 pictures each.")] = 400,
+    costs: Annotated[Path | None, typer.Option(help="JSON {folder: {name: value}}, kept in the record.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the first pictures of every pair, WebP.")] = None,
 ) -> None:
     """Rendered products only: score pictures of several methods alike, whatever drew them."""
     from defectdiffu.experiments.generators import run
 
-    run(generated, training, test, file, costs, sheet)
+    run(generated, training, test, file, _numbers("seeds", seeds), steps, costs, sheet)
     print(file)
 
 

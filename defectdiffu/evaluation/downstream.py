@@ -173,7 +173,7 @@ def _compare(value: str, rows: dict[str, list[dict]]) -> dict:
     """Scores, differences and verdict of one detector; rows: {set: result of each seed}."""
     per_picture = {name: [row["per_picture"] for row in results] for name, results in rows.items()}
     differences = {
-        name: _difference(per_picture["generated"], per_picture[name]) for name in rows if name != "generated"
+        name: difference(per_picture["generated"], per_picture[name]) for name in rows if name != "generated"
     }
     return {
         "value": value,
@@ -299,7 +299,7 @@ def predict(network: nn.Module, images: np.ndarray, batch_size: int = 32) -> np.
     return np.concatenate([network(to_tensor(b, device)).sigmoid()[:, 0].cpu().numpy() for b in batches])
 
 
-def _difference(ours: list[list[float]], theirs: list[list[float]]) -> dict:
+def difference(ours: list[list[float]], theirs: list[list[float]]) -> dict:
     """Generated minus other: its mean with an interval over test pictures, and the mean of every seed."""
     over_pictures = paired_bootstrap(np.mean(ours, axis=0), np.mean(theirs, axis=0))
     return over_pictures | {"seeds": [float(np.mean(np.subtract(a, b))) for a, b in zip(ours, theirs, strict=True)]}

@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation.downstream import DETECTORS, predict, train
 from defectdiffu.evaluation.fidelity import frechet_distance
 from defectdiffu.evaluation.folders import load, read_pairs
+from defectdiffu.evaluation.synthesis import read
 from defectdiffu.experiments import generators
 
 PAIRS = {("hazelnut", "crack"): 4, ("tile", "hole"): 4}
@@ -27,11 +29,13 @@ def test_methods_are_scored_alike_and_masks_where_there_are_some(folders, judge,
     masked, bare, training, test = folders
     costs = tmp_path / "costs.json"
     costs.write_text('{"bare": {"seconds": 7}}')
-    record = generators.run([masked, bare], training, test, tmp_path / "r.json", costs, tmp_path / "sheet.webp")
+    files = {"file": tmp_path / "r.json", "costs": costs, "sheet": tmp_path / "sheet.webp"}
+    record = generators.run([masked, bare], training, test, seeds=[0, 1], steps=2, **files)
     assert json.loads((tmp_path / "r.json").read_text()) == record
     assert [(run["name"], run["costs"]) for run in record["runs"]] == [("masked", {}), ("bare", {"seconds": 7})]
     first, second = (run["scores"] for run in record["runs"])
-    assert first.keys() - second.keys() == {"mask_iou"}
+    assert first.keys() - second.keys() == {"mask_iou", "detector_gain"}
+    assert first["detector_gain"]["count"] == 14 and len(first["detector_gain"]["seeds"]) == 2
     assert first["defect_accuracy"]["count"] == 8 and first["frechet"]["count"] == 2
     assert Image.open(tmp_path / "sheet.webp").format == "WEBP"
 
@@ -45,6 +49,20 @@ def test_frechet_distances_are_of_pairs_and_equal_numbers(folders, judge):
         expected.append(frechet_distance(a, b))
     found = generators.scores_of(masked, training, ours, theirs, judge)["frechet"]
     assert found["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_the_gain_is_that_over_the_same_network_without(folders):
+    masked, _, training, test = folders
+    few, unseen, made = ([s for part in read_pairs(f).values() for s in part] for f in (training, test, masked))
+    real, extra, tested = (read("", samples, 16) for samples in (few, made, unseen))
+    unet = DETECTORS["unet"]
+
+    def iou(extra):
+        return unet.per_picture(predict(train(unet, real, extra, 4, 3, ""), tested.images), tested.masks).mean()
+
+    found = generators.detector_gains({"made": made}, few, unseen, 16, [3], 4)["made"]
+    assert found["mean"] == pytest.approx(iou(extra) - iou(None)) and found["mean"] != 0
+    assert generators.detector_gains({}, few, unseen, 16, [3], 4) == {}
 
 
 def test_folders_that_cannot_be_compared_are_named(folders, write_folder, tmp_path):
