@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from defectdiffu import viz
-from defectdiffu.data.folder import Sample, read_folder
+from defectdiffu.data.folder import Pair, Sample, read_folder
 from defectdiffu.errors import InputError
-from defectdiffu.evaluation import diversity, memorisation
+from defectdiffu.evaluation.diversity import ic_all, ic_random
 from defectdiffu.evaluation.downstream import DETECTORS, STEPS, difference, predict, train
 from defectdiffu.evaluation.fidelity import frechet_distance
-from defectdiffu.evaluation.folders import check_count, common_size, load, read_alike
+from defectdiffu.evaluation.folders import check_count, common_size, judge_features, load, read_alike, read_pairs
 from defectdiffu.evaluation.judge import Judge
+from defectdiffu.evaluation.memorisation import COPY, nearest_ratio
 from defectdiffu.evaluation.oracle import judged
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap
@@ -28,6 +30,7 @@ from defectdiffu.evaluation.synthesis import Pictures, read
 from defectdiffu.files import write_atomically
 from defectdiffu.pictures import overlay
 
+Folder = dict[Pair, list[Sample]]  # as `read_pairs` gives it
 SHOWN = 2  # pictures of every pair on the sheet
 
 
@@ -43,35 +46,38 @@ def run(
 ) -> dict:
     """Score each folder of `generated` against `training` and `test`; write and return the record (`records`).
 
-    All folders are in MVTec AD's layout and hold the same pairs with as many pictures each. A run is named after its
-    folder. seeds, steps: of the U-Nets of `detector_gains`. costs: a JSON file {folder: {name: value}} of what each
-    took, kept in its run as "costs". sheet: a WebP file for the first pictures of every pair, one row per folder after
-    one of training pictures; the second picture of a pair has its mask drawn over it. Raises `InputError` for folders
-    that differ, and for names that the judge does not know.
+    All folders are in MVTec AD's layout and hold the same pairs; about as many pictures of each, for Frechet distances
+    depend on the number. A run is named after its folder, and has "pictures" and "frechet" of every pair. seeds, steps:
+    of the U-Nets of `detector_gains`. costs: a JSON file {folder: {name: value}} of what each took, kept in its run as
+    "costs". sheet: a WebP file for the first pictures of every pair, one row per folder after one of training pictures;
+    the second picture of a pair has its mask drawn over it. Raises `InputError` for folders that differ, and for names
+    that the judge does not know.
     """
     kept = json.loads(costs.read_text()) if costs else {}
     runs: list[dict] = []
     rows: dict[str, list[Image.Image]] = {}
     masked: dict[str, list[Sample]] = {}
-    counts = set()
+    asked: set[Pair] = set()
     for folder in map(Path, generated):
-        ours, theirs = read_alike(folder, test)
-        counts.add(tuple(sorted((pair, len(samples)) for pair, samples in ours.items())))
-        if len(counts) > 1:
-            raise InputError(f"{folder} has other pairs, or other numbers of pictures, than the folders before it")
+        ours = read_pairs(folder, masks=False)
+        if asked and asked != set(ours):
+            differing = ", ".join(sorted(" ".join(pair) for pair in asked ^ set(ours)))
+            raise InputError(f"{folder} has other pairs than the folders before it: {differing}")
+        asked = set(ours)
         judge = Judge.shipped(common_size(ours))
-        scores = scores_of(folder, training, ours, theirs, judge)
-        run: dict[str, Any] = {"name": folder.name, "changes": {}, "seed": None, "steps": None}
-        runs.append(run | {"scores": scores, "costs": kept.get(folder.name, {})})
+        few, unseen = (read_alike(folder, f)[1] for f in (training, test))
+        scores, frechet = scores_of(ours, few, unseen, judge)
+        run: dict[str, Any] = {"name": folder.name, "changes": {}, "seed": None, "steps": None, "scores": scores}
+        per_pair = {" ".join(p): {"pictures": len(samples), "frechet": frechet[p]} for p, samples in ours.items()}
+        runs.append(run | {"per_pair": per_pair, "costs": kept.get(folder.name, {})})
         if "mask_iou" in scores:
             masked[folder.name] = list(chain.from_iterable(ours.values()))
         if not rows:
-            rows["training"] = _row(read_alike(folder, training)[1])
+            rows["training"] = _row(few)
         rows[folder.name] = _row(ours)
-    pairs = {pair for pair, _ in next(iter(counts))}
-    few = [s for s in read_folder(training) if s.product in {product for product, _ in pairs}]
-    unseen = [s for s in read_folder(test) if (s.product, s.defect) in pairs]
-    gains = detector_gains(masked, few, unseen, judge.size, seeds, steps)
+    products = {product for product, _ in ours}
+    real = [sample for sample in read_folder(training) if sample.product in products]
+    gains = detector_gains(masked, real, list(chain.from_iterable(unseen.values())), judge.size, seeds, steps)
     for found in runs:
         if found["name"] in gains:
             found["scores"]["detector_gain"] = gains[found["name"]]
@@ -84,7 +90,7 @@ def run(
         title="Other generators on the same pictures",
         varied="the method, and its seed",
         held_fixed={
-            "pictures": {" ".join(pair): number for pair, number in next(iter(counts))},
+            "training": len(real),
             "features": f"judge at {judge.size} pixels",
             "unet": {"steps": steps, "seeds": list(seeds)},
         },
@@ -92,38 +98,48 @@ def run(
     )
 
 
-def scores_of(folder: Path, training: str | Path, ours: dict, theirs: dict, judge: Judge) -> dict[str, dict]:
-    """All scores of one folder, {score: {mean, low, high, count}}. ours: its samples by pair; theirs: those of the test
-    pictures.
+def scores_of(ours: Folder, few: Folder, unseen: Folder, judge: Judge) -> tuple[dict[str, dict], dict[Pair, float]]:
+    """All scores of one folder, {score: {mean, low, high, count}}, and the Frechet distance of every pair.
+
+    few, unseen: training and test samples of the same pairs.
 
     Over pairs:
       frechet     Frechet distance of the judge's features to as many test pictures of the pair
-      distance, ic_distance_random_50, ic_distance_all   diversity (`diversity.run`) by the judge's features
+      distance    mean distance of the judge's features between two pictures of the pair
+      ic_distance_random_50, ic_distance_all   the same within clusters, as in `diversity`
     Over pictures:
-      product_accuracy, defect_accuracy, mask_iou        as in `oracle.measure`; mask_iou only where there are masks
-      nearest_ratio, copies                              memorisation (`memorisation.run`)
+      product_accuracy, defect_accuracy, mask_iou   as in `oracle.measure`; mask_iou only where there are masks
+      nearest_ratio, copies                         as in `memorisation`, copies: the share of ratios under 0.5
     """
-    frechet, per_picture = [], []
-    masked = all(sample.mask is not None for sample in chain.from_iterable(ours.values()))
+    per_pair: dict[str, list[float]] = {}
+    per_picture: dict[str, list[np.ndarray]] = {}
     for pair, samples in ours.items():
-        check_count(f"test pictures of {' '.join(pair)}", len(theirs[pair]), len(samples))
+        check_count(f"test pictures of {' '.join(pair)}", len(unseen[pair]), len(samples))
         images, masks = load(samples, judge.size)
-        rendered, _ = load(theirs[pair][: len(samples)], judge.size)
         verdict = judge(images)
-        frechet.append(frechet_distance(verdict.features, judge(rendered).features))
-        per_picture.append(judged(verdict, masks > 0, [pair] * len(samples)))
-    scores = {name: bootstrap(np.concatenate([row[name] for row in per_picture])) for name in per_picture[0]}
-    if not masked:
-        del scores["mask_iou"]
-    spread = diversity.run(folder, training, diversity.judge_distance(judge))
-    copies = memorisation.run(folder, training, judge)
-    return {
-        "frechet": bootstrap(frechet),
-        **{name: spread[name] for name in ("distance", "ic_distance_random_50", "ic_distance_all")},
-        **scores,
-        "nearest_ratio": copies["ratio"],
-        "copies": copies["below_half"],
+        known, test = (judge_features(part[pair][: len(samples)], judge) for part in (few, unseen))
+        apart = cdist(verdict.features, verdict.features)
+        nearest = cdist(verdict.features, known).argmin(1)
+        of_pair = {
+            "frechet": frechet_distance(verdict.features, test),
+            "distance": apart[np.triu_indices(len(apart), 1)].mean(),
+            "ic_distance_random_50": ic_random(apart, nearest),
+            "ic_distance_all": ic_all(apart, nearest),
+        }
+        of_pictures = judged(verdict, masks > 0, [pair] * len(samples))
+        of_pictures["nearest_ratio"], _ = nearest_ratio(verdict.features, known)
+        of_pictures["copies"] = of_pictures["nearest_ratio"] < COPY
+        for score, value in of_pair.items():
+            if value is not None:  # no cluster has two pictures
+                per_pair.setdefault(score, []).append(float(value))
+        for score, values in of_pictures.items():
+            per_picture.setdefault(score, []).append(values)
+    if any(sample.mask is None for sample in chain.from_iterable(ours.values())):
+        del per_picture["mask_iou"]
+    scores = {score: bootstrap(values) for score, values in per_pair.items()} | {
+        score: bootstrap(np.concatenate(values)) for score, values in per_picture.items()
     }
+    return scores, dict(zip(ours, per_pair["frechet"], strict=True))
 
 
 def detector_gains(
@@ -148,12 +164,13 @@ def detector_gains(
     return {name: difference(per_picture(name, read(name, s, size)), alone) for name, s in generated.items()}
 
 
-def _row(pairs: dict) -> list[Image.Image]:
+def _row(pairs: Folder) -> list[Image.Image]:
     """The first pictures of every pair, the last of each with its mask drawn over it."""
     shown = []
     for pair in sorted(pairs):
         for number, sample in enumerate(pairs[pair][:SHOWN]):
             image = Image.open(sample.image).convert("RGB")
-            marked = number == SHOWN - 1 and sample.mask is not None
-            shown.append(overlay(image, Image.open(sample.mask)) if marked else image)
+            if number == SHOWN - 1 and sample.mask is not None:
+                image = overlay(image, Image.open(sample.mask))
+            shown.append(image)
     return shown

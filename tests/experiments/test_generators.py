@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from defectdiffu.errors import InputError
+from defectdiffu.evaluation import diversity, memorisation
 from defectdiffu.evaluation.downstream import DETECTORS, predict, train
 from defectdiffu.evaluation.fidelity import frechet_distance
 from defectdiffu.evaluation.folders import load, read_pairs
@@ -33,6 +34,7 @@ def test_methods_are_scored_alike_and_masks_where_there_are_some(folders, judge,
     record = generators.run([masked, bare], training, test, seeds=[0, 1], steps=2, **files)
     assert json.loads((tmp_path / "r.json").read_text()) == record
     assert [(run["name"], run["costs"]) for run in record["runs"]] == [("masked", {}), ("bare", {"seconds": 7})]
+    assert record["runs"][0]["per_pair"]["tile hole"]["pictures"] == 4
     first, second = (run["scores"] for run in record["runs"])
     assert first.keys() - second.keys() == {"mask_iou", "detector_gain"}
     assert first["detector_gain"]["count"] == 14 and len(first["detector_gain"]["seeds"]) == 2
@@ -40,15 +42,22 @@ def test_methods_are_scored_alike_and_masks_where_there_are_some(folders, judge,
     assert Image.open(tmp_path / "sheet.webp").format == "WEBP"
 
 
-def test_frechet_distances_are_of_pairs_and_equal_numbers(folders, judge):
+def test_scores_are_those_of_the_single_measures(folders, judge):
     masked, _, training, test = folders
-    ours, theirs = read_pairs(masked), read_pairs(test)
+    ours, few, unseen = (read_pairs(folder) for folder in (masked, training, test))
+    found, frechet = generators.scores_of(ours, few, unseen, judge)
     expected = []
     for pair in PAIRS:
-        a, b = (judge(load(part[pair][:4], 16)[0]).features for part in (ours, theirs))
+        a, b = (judge(load(part[pair][:4], 16)[0]).features for part in (ours, unseen))
         expected.append(frechet_distance(a, b))
-    found = generators.scores_of(masked, training, ours, theirs, judge)["frechet"]
-    assert found["mean"] == pytest.approx(np.mean(expected))
+    assert list(frechet.values()) == pytest.approx(expected)
+    assert found["frechet"]["mean"] == pytest.approx(np.mean(expected))
+    spread = diversity.run(masked, training, diversity.judge_distance(judge))
+    for score in ("distance", "ic_distance_random_50", "ic_distance_all"):
+        assert found[score] == pytest.approx(spread[score], rel=1e-5), score
+    copies = memorisation.run(masked, training, judge)
+    assert found["nearest_ratio"]["mean"] == pytest.approx(copies["ratio"]["mean"])
+    assert found["copies"]["mean"] == copies["below_half"]["mean"]
 
 
 def test_the_gain_is_that_over_the_same_network_without(folders):
@@ -68,7 +77,7 @@ def test_the_gain_is_that_over_the_same_network_without(folders):
 def test_folders_that_cannot_be_compared_are_named(folders, write_folder, tmp_path):
     masked, _, training, test = folders
     other = write_folder("other", {("tile", "hole"): 4})
-    with pytest.raises(InputError, match="other has other pairs, or other numbers of pictures"):
+    with pytest.raises(InputError, match="other has other pairs than the folders before it: hazelnut crack"):
         generators.run([masked, other], training, test, tmp_path / "r.json")
     with pytest.raises(InputError, match="test pictures of hazelnut crack: 2 pictures, at least 4 are needed"):
         generators.run([masked], training, write_folder("less", dict.fromkeys(PAIRS, 2)), tmp_path / "r.json")
