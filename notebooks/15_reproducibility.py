@@ -247,6 +247,28 @@ defectdiffu evaluate transfer --weights runs/real-held --weights runs/real-all \
   --real mvtec --real magnetic_tile --pairs magnetic_tile/crack,pill/scratch \
   --sheet book/figures/transfer_sheet.webp --record $R/transfer.json
 
+# generators: four methods on the same eight pairs of product and defect; likewise
+# hazelnut crack,hole; capsule scratch,crack; metal_nut scratch,broken, all moved
+# together; StyleGAN2 and DefectDiffu again with seed 1 in the preset
+defectdiffu data render runs/same --size 64 --good 100 --per-pair 10 \
+  --products carpet --defects hole,color
+defectdiffu data render runs/unseen --size 64 --good 100 --per-pair 100 --seed 1 \
+  --products carpet --defects hole,color
+defectdiffu train --preset tiny --data runs/same --steps 3000 --batch-size 32 \
+  --out runs/defectdiffu
+defectdiffu train --method stylegan2 --preset tiny --data runs/same --steps 600 \
+  --out runs/stylegan2
+defectdiffu train --method dfmgan --preset tiny --data runs/same --steps 300 \
+  --out runs/dfmgan
+defectdiffu train --method defectgen --preset tiny --data runs/same --steps 550 \
+  --out runs/defectgen
+defectdiffu generate --weights runs/dfmgan --product carpet --defect hole \
+  --num 100 --seed 1000 --out 'runs/DFMGAN 0'
+defectdiffu evaluate generators --generated 'runs/DefectDiffu 0' \
+  --generated 'runs/DFMGAN 0' --training runs/same --test runs/unseen \
+  --seeds 0,1 --steps 300 --sheet book/figures/generators.webp \
+  --json $R/generators.json
+
 # not recorded: FID, LPIPS and memorisation
 defectdiffu evaluate all --generated runs/pairs --real runs/few --weights book \
   --num 2 --json runs/all.json
@@ -330,6 +352,10 @@ for name, options in zip(names, of["evaluate downstream"], strict=True):
     assert (options["steps"], options["size"]) == (held[name]["steps"], 64)
     assert options["seeds"].split(",") == [str(s) for s in held[name]["seeds"]]
 assert {run["steps"] for run in found["transfer"]["runs"]} == {1500}
+(options,) = of["evaluate generators"]
+unets = held["generators"]["unets"]
+assert options["steps"] == unets["steps"]
+assert options["seeds"].split(",") == [str(s) for s in unets["seeds"]]
 called = re.findall(r"^train\(.*\)", SCRIPT, re.MULTILINE)
 for call in called:
     arguments = eval(call.replace("train(", "dict(", 1))

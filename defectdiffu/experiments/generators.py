@@ -67,9 +67,9 @@ def run(
         judge = Judge.shipped(common_size(ours))
         few, unseen = (read_alike(folder, f)[1] for f in (training, test))
         scores, frechet = scores_of(ours, few, unseen, judge)
-        run: dict[str, Any] = {"name": folder.name, "changes": {}, "seed": None, "steps": None, "scores": scores}
+        run: dict[str, Any] = {"name": folder.name, "changes": {}, "seed": list(seeds), "steps": steps}
         per_pair = {" ".join(p): {"pictures": len(samples), "frechet": frechet[p]} for p, samples in ours.items()}
-        runs.append(run | {"per_pair": per_pair, "costs": kept.get(folder.name, {})})
+        runs.append(run | {"scores": scores, "per_pair": per_pair, "costs": kept.get(folder.name, {})})
         if "mask_iou" in scores:
             masked[folder.name] = list(chain.from_iterable(ours.values()))
         if not rows:
@@ -82,7 +82,7 @@ def run(
         if found["name"] in gains:
             found["scores"]["detector_gain"] = gains[found["name"]]
     if sheet is not None:
-        names = [text for pair in sorted(ours) for text in (pair[0].replace("_", " "), pair[1])]
+        names = [text for pair in sorted(ours) for text in ("\n".join(pair).replace("_", " "), *[""] * (SHOWN - 1))]
         figure = viz.grid(list(rows.values()), list(rows), names, inches=0.55)
         write_atomically(sheet, lambda path: figure.savefig(path, format="webp", dpi=170))
     return write_record(
@@ -92,7 +92,7 @@ def run(
         held_fixed={
             "training": len(real),
             "features": f"judge at {judge.size} pixels",
-            "unet": {"steps": steps, "seeds": list(seeds)},
+            "unets": {"steps": steps, "seeds": list(seeds)},
         },
         runs=runs,
     )
