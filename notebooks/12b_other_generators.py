@@ -13,10 +13,6 @@
 # ---
 
 # %% [markdown]
-# # Does it help a detector?
-#
-# [![Open in Colab](../book/figures/open_in_colab.svg)](https://colab.research.google.com/github/defectdiffu/defectdiffu/blob/main/notebooks/12b_other_generators.ipynb)
-# %% [markdown]
 # # Against other generators
 #
 # [![Open in Colab](../book/figures/open_in_colab.svg)](https://colab.research.google.com/github/defectdiffu/defectdiffu/blob/main/notebooks/12b_other_generators.ipynb)
@@ -182,9 +178,9 @@ viz.grid(
 
 # %% [markdown]
 # *An untrained DFMGAN: one object, a new defect in every column. The picture changes where its mask is white, and
-# nowhere else.*
+# in a few pixels around.*
 #
-# So picture and mask cannot disagree. It is the idea of double-free in another form: product and defect have their
+# So picture and mask agree by construction. It is the idea of double-free in another form: product and defect have their
 # own parameters, and the defect is a difference. But what it learns about one product stays there.
 #
 # ## Defect-Gen: few pictures, many patches
