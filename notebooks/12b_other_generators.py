@@ -180,8 +180,8 @@ viz.grid(
 # *An untrained DFMGAN: one object, a new defect in every column. The picture changes where its mask is white, and
 # in a few pixels around.*
 #
-# So picture and mask agree by construction. It is the idea of double-free in another form: product and defect have their
-# own parameters, and the defect is a difference. But what it learns about one product stays there.
+# So picture and mask agree by construction. It is the idea of double-free in another form: product and defect have
+# their own parameters, and the defect is a difference. But what it learns about one product stays there.
 #
 # ## Defect-Gen: few pictures, many patches
 #
