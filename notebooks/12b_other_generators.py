@@ -385,7 +385,7 @@ markdown_table(
 #
 # **What theirs do better.** StyleGAN2 and DFMGAN draw a picture in one pass, forty times faster. DFMGAN's picture
 # changes where its mask is, by construction. None of them needs an autoencoder, a text encoder, or a scale to be
-# chosen, and none overshoots a rare defect.
+# chosen, and none overshot a defect here.
 #
 # ## What would break this
 #
