@@ -155,7 +155,7 @@ viz.grid(
 # F \leftarrow F + F_{\text{defect}} \cdot [M > 0]
 # $$
 
-# %% mystnb={"image": {"alt": "The frozen picture, six masks, and the picture changed in each"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "The frozen picture, masks, and the picture changed in each"}} tags=["hide-input"]
 torch.manual_seed(1)
 untrained = DFMGAN(64)
 z = torch.randn(SHOWN, untrained.latent_size)
@@ -237,13 +237,13 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# *A dot per product and defect: 100 generated pictures against 100 rendered ones that no method has seen. "rendered":
-# other specimens, the least that can be reached.*
+# *A dot per product and defect: 100 generated pictures (97 in one case) against rendered ones that no method has seen.
+# "rendered": other specimens, the least that can be reached.*
 #
 # Seven of DefectDiffu's eight dots lie between {glue:text}`gen_least` and {glue:text}`gen_most`, left of every dot of
 # the others. The eighth, colour on carpet, is at {glue:text}`gen_colour`: over seven times as far as any other dot.
-# That defect is known from ten pictures of one product, and at $w_d = 1.5$ the model overshoots. A mean over the eight
-# would hide both facts.
+# That defect is known from ten pictures of one product. At $w_d = 1.5$ its colour is far too strong; other scales were
+# not tried. A mean over the eight would hide both facts.
 
 # %% tags=["hide-input"]
 COLUMNS = {  # heading: (score, scale, digits)
@@ -345,8 +345,8 @@ assert min(spread) > max(scores("ic_distance_random_50", *OURS, "Defect-Gen"))
 # in nearly all pictures, through the grain. DefectDiffu misses exactly the carpet with colour.
 #
 # No method helps the detector here. Even 800 more rendered pictures, the best that there could be, leave its IoU where
-# it is: it has enough with ten. So pairs can only harm, and they all do, Defect-Gen's most. Between DefectDiffu's and
-# DFMGAN's one cannot tell: their intervals overlap.
+# it is: in its 300 steps it has enough with ten. So pairs can only harm, and they all do, Defect-Gen's most. Between
+# DefectDiffu's and DFMGAN's one cannot tell: their intervals overlap.
 #
 # The last two columns need care. StyleGAN2 and DFMGAN are the most "diverse", and all are far from their training
 # pictures: because they resemble nothing, not because they invent. Diversity and distance mean something only between
@@ -370,7 +370,7 @@ markdown_table(
 )
 
 # %% [markdown]
-# *Training of all eight pairs on one core of a 2.5 GHz Xeon, two trainings side by side; 64 pixels. The star:
+# *Training of all eight pairs on one core of a 2.5 GHz Xeon, beside one or two other processes; 64 pixels. The star:
 # DefectDiffu was trained on a GPU, in about a minute; 36 minutes is what the core needs at the rate that was measured
 # on it, 44 pictures a second. Parameters: of the generator; for DefectDiffu with its autoencoder. The paper's steps are
 # those of its supplement.*
@@ -385,7 +385,7 @@ markdown_table(
 #
 # **What theirs do better.** StyleGAN2 and DFMGAN draw a picture in one pass, forty times faster. DFMGAN's picture
 # changes where its mask is, by construction. None of them needs an autoencoder, a text encoder, or a scale to be
-# chosen, and none overshot a defect here.
+# chosen.
 #
 # ## What would break this
 #

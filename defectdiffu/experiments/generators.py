@@ -4,7 +4,6 @@ Every method has seen the same training pictures; `test` holds rendered pictures
 with its interval over pictures, one of a whole set with its interval over pairs (product, defect).
 """
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,18 +15,18 @@ from scipy.spatial.distance import cdist
 
 from defectdiffu import viz
 from defectdiffu.data.folder import Pair, Sample, read_folder
-from defectdiffu.errors import InputError
+from defectdiffu.errors import InputError, check_choice
 from defectdiffu.evaluation.diversity import ic_all, ic_random
 from defectdiffu.evaluation.downstream import DETECTORS, STEPS, difference, predict, train
 from defectdiffu.evaluation.fidelity import frechet_distance
 from defectdiffu.evaluation.folders import check_count, common_size, judge_features, load, read_alike, read_pairs
-from defectdiffu.evaluation.judge import Judge
+from defectdiffu.evaluation.judge import KINDS, NAMES, Judge
 from defectdiffu.evaluation.memorisation import COPY, nearest_ratio
 from defectdiffu.evaluation.oracle import judged
 from defectdiffu.evaluation.records import write_record
 from defectdiffu.evaluation.statistics import bootstrap
 from defectdiffu.evaluation.synthesis import Pictures, read
-from defectdiffu.files import write_atomically
+from defectdiffu.files import read_json, write_atomically
 from defectdiffu.pictures import overlay
 
 Folder = dict[Pair, list[Sample]]  # as `read_pairs` gives it
@@ -53,7 +52,7 @@ def run(
     the second picture of a pair has its mask drawn over it. Raises `InputError` for folders that differ, and for names
     that the judge does not know.
     """
-    kept = json.loads(costs.read_text()) if costs else {}
+    kept = read_json(costs, "name a JSON file of {folder: {name: value}}") if costs else {}
     runs: list[dict] = []
     rows: dict[str, list[Image.Image]] = {}
     masked: dict[str, list[Sample]] = {}
@@ -64,6 +63,9 @@ def run(
             differing = ", ".join(sorted(" ".join(pair) for pair in asked ^ set(ours)))
             raise InputError(f"{folder} has other pairs than the folders before it: {differing}")
         asked = set(ours)
+        for product, defect in ours:
+            check_choice("product", product, NAMES)
+            check_choice("defect", defect, KINDS)
         judge = Judge.shipped(common_size(ours))
         few, unseen = (read_alike(folder, f)[1] for f in (training, test))
         scores, frechet = scores_of(ours, few, unseen, judge)
@@ -117,7 +119,8 @@ def scores_of(ours: Folder, few: Folder, unseen: Folder, judge: Judge) -> tuple[
         check_count(f"test pictures of {' '.join(pair)}", len(unseen[pair]), len(samples))
         images, masks = load(samples, judge.size)
         verdict = judge(images)
-        known, test = (judge_features(part[pair][: len(samples)], judge) for part in (few, unseen))
+        known = judge_features(few[pair], judge)
+        test = judge_features(unseen[pair][: len(samples)], judge)
         apart = cdist(verdict.features, verdict.features)
         nearest = cdist(verdict.features, known).argmin(1)
         of_pair = {

@@ -81,4 +81,8 @@ def test_folders_that_cannot_be_compared_are_named(folders, write_folder, tmp_pa
         generators.run([masked, other], training, test, tmp_path / "r.json")
     with pytest.raises(InputError, match="test pictures of hazelnut crack: 2 pictures, at least 4 are needed"):
         generators.run([masked], training, write_folder("less", dict.fromkeys(PAIRS, 2)), tmp_path / "r.json")
+    with pytest.raises(InputError, match="unknown product 'gravel'"):
+        generators.run([write_folder("gravel", {("gravel", "hole"): 4})], training, test, tmp_path / "r.json")
+    with pytest.raises(InputError, match=r"no\.json"):
+        generators.run([masked], training, test, tmp_path / "r.json", costs=tmp_path / "no.json")
     assert not (tmp_path / "r.json").exists()
