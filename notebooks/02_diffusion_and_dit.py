@@ -72,10 +72,12 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from myst_nb import glue
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from defectdiffu import DefectDiffuPipeline, losses, viz
 from defectdiffu.autoencoder import decode, encode
 from defectdiffu.drawn.procedural import render
+from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
 from defectdiffu.guidance import guide
 from defectdiffu.model import Block
@@ -138,9 +140,10 @@ viz.static_slider(
 # *Cracked hazelnut, cut leather, broken bottle, all from seed 0. Above the noisy latent, decoded; below the picture
 # that the network foresees in it. Drag, or press play.*
 #
-# At $t = 949$ nothing can be seen above, and below there are pictures already: a dark ball with wrinkles, an oval where
-# leather should be, a whole bottle. The oval is gone at 749. At 549 the bottle has its notch, which belongs to its
-# outline. The crack comes late: fine lines at 449, a dark line at 249. From 149 on only details change.
+# At $t = 949$ nothing can be seen above, and below there are pictures already: a red ball with wrinkles, an oval where
+# leather should be, a whole bottle. At 749 the oval is gone, and the bottle has its notch, which belongs to its
+# outline. Crack and cut come late: fine lines on the nut at 549, dark lines on nut and leather at 350. From 150 on only
+# details change.
 #
 # ## One step back
 #
@@ -213,9 +216,9 @@ viz.grid(
 )
 
 # %% [markdown]
-# *Seed 0 in every row.* Blind above 700, nut and leather are nearly unchanged, and the bottle is lost: grey blotches on
-# no white ground. Blind above 500, the nut is lost, too. The leather survives, because late steps can draw a texture; a
-# thing with an outline needs the early ones.
+# *Seed 0 in every row.* Blind above 700, nut and leather are nearly unchanged, and the bottle is lost: a speckled
+# surface like a stone tile, no white ground. Blind above 500, the nut is lost, too: its brown fills the picture. The
+# leather survives, torn elsewhere, because late steps can draw a texture; a thing with an outline needs the early ones.
 #
 # What does the loss say? We add the noise of step $t$ to rendered pictures without defects, and measure two errors of
 # the same answer: that of the noise, which Eq. 2 trains, and that of the picture foreseen.
@@ -297,6 +300,31 @@ if not FAST:
     assert (shipped[:, 1] < mean_error).all() and shipped[-1, 1] > 0.9 * mean_error
     assert 0.9 < blind[late, 1] < 1.1 and 0.8 < clean.square().mean() < 1.2
     assert (blind[at >= 700, 0] < 0.01).all() and (blind[at >= 700, 1] > 0.9).all()
+    # What the pictures of the blind networks are said to show
+    flat = pixels.astype(np.uint8).reshape(-1, *pixels.shape[2:])
+    seen = np.reshape(Judge.shipped(pipe.size)(flat).products, (3, 3))
+    assert (seen[:2, 0] == "hazelnut").all() and (seen[:, 1] == "leather").all()
+    assert (seen[:, 2] == ["bottle", "tile", "tile"]).all()
+    corner = pixels[:, :, :32, :32].mean((2, 3, 4))
+    assert corner[0, 2] > 240 > 150 > corner[1:, 2].max()
+    assert corner[:2, 0].max() < 50 and corner[2, 0] > 70
+    # What the slider is said to show in the pictures foreseen
+    foreseen = np.stack([np.asarray(frame)[-256:].mean(-1) for frame in frames])
+    nuts, leathers, bottles = (foreseen[..., i : i + 256] for i in (0, 260, 520))
+    at_t = {t: i for i, t in enumerate(values)}
+    oval = abs(leathers[:, 96:160, 40:100] - leathers[:, :64, :60]).mean((1, 2))
+    assert oval[0] > 40 and oval[at_t[749]] < 10
+    notch = (bottles[-1] > 200) & (bottles[0] <= 200)
+    assert notch.sum() > 2000
+    assert ((bottles[:, notch] > 200).mean(1)[at_t[749] :] > 0.8).all()
+    lines = [  # how much darker than around them the darkest lines are
+        [-np.percentile(p - gaussian_filter(p, 8), 0.3) for p in of]
+        for of in (nuts[:, 60:200, 60:200], leathers)
+    ]
+    nut, leather = ({t: of[i] for t, i in at_t.items()} for of in lines)
+    assert nut[949] > 10 > 8 > nut[749] and 10 < nut[549] < 25 < nut[350]
+    assert leather[549] < 10 < 25 < leather[350]
+    assert abs(foreseen[at_t[150]] - foreseen[-1]).mean() < 5
 
 # %% [markdown]
 # *Mean squared errors; the latents have a variance of about 1. Dashed: blind at every step. Dotted: an answer that

@@ -69,11 +69,13 @@ import numpy as np
 import torch
 from myst_nb import glue
 from PIL import Image
+from scipy.ndimage import label
 from skimage.filters import threshold_isodata
 
 from defectdiffu import DefectDiffuPipeline, masks, viz
 from defectdiffu.autoencoder import decode, encode
 from defectdiffu.drawn.procedural import render
+from defectdiffu.evaluation.judge import Judge
 from defectdiffu.evaluation.masks import iou_per_picture
 from defectdiffu.evaluation.oracle import RENDERED_SEEDS
 from defectdiffu.evaluation.statistics import bootstrap
@@ -155,10 +157,10 @@ viz.static_slider(
 # *Cracked hazelnut, seed 0, step by step. Above the noisy picture and the picture that the network foresees in it;
 # below the mean of all attention maps, from 0 (purple) to 1 (yellow), and what the mask head makes of the maps.*
 #
-# Down to $t = 650$ the network foresees a blurred nut, wrinkled at first, and the mask head says nothing. At 550 a
-# faint streak appears on the right, at 450 a second one in the middle, in the foreseen picture and in the mask at the
-# same time. The middle one becomes the crack; the right one fades again in both. From 200 on only details change. And
-# the mean attention? At no step does it show the crack.
+# Down to $t = 599$ the network foresees a blurred nut, wrinkled at first, and the mask head says nothing. At 549 a
+# faint streak appears on the right, in the foreseen picture and in the mask at the same time. A second one, in the
+# middle, is in the picture at 450, in the mask faintly at 400. At 350 the two grow together, and branches follow. From
+# 100 on only details change. And the mean attention? At no step does it show the crack.
 #
 # ## From the maps alone
 
@@ -323,9 +325,9 @@ figure
 #
 # Late, when little noise is left: {glue:text}`masks_iou_20` at $t = 20$, {glue:text}`masks_iou_300` at 300,
 # {glue:text}`masks_iou_700` at 700. So the mask is averaged over few steps, the last tenth. The grey line is a
-# surprise: asked for "good", the head marks the defect nearly as well, {glue:text}`masks_good_20` at $t = 20$. It
-# follows what is *seen*, not what is asked for. That is why a defect nobody asked for is marked, too ([chapter
-# 8](08_sweep.ipynb)).
+# surprise: asked for "good", the head marks the defect all the same, though less well: {glue:text}`masks_good_20` at
+# $t = 20$, {glue:text}`masks_good_300` at 300. Late, it mostly follows what is *seen*; the more noise there is, the
+# more it needs to be told. So a defect that nobody asked for can be marked, too.
 #
 # ## The threshold
 
@@ -362,10 +364,9 @@ at = {name: dict(zip(TIMES, stats, strict=True)) for name, stats in by_time.item
 of_defect, of_good = at.values()
 for t in (20, 300, 700):
     glue(f"masks_iou_{t}", f"{of_defect[t]['mean']:.2f}", display=False)
-glue("masks_good_20", f"{of_good[20]['mean']:.2f}", display=False)
+    glue(f"masks_good_{t}", f"{of_good[t]['mean']:.2f}", display=False)
 glue("masks_steps", masks.averaged_steps(STEPS), display=False)
 glue("masks_threshold", f"{threshold_isodata(average):.2f}", display=False)
-glue("masks_empty", sum(empty), display=False)
 glue("masks_good", len(empty), display=False)
 if not FAST:
     assert darker.sum() > brighter.sum() > 5
@@ -373,17 +374,45 @@ if not FAST:
     alone_all, alone_bright, alone_dark, _ = (s["mean"] for s in alone.values())
     assert alone_all > alone_dark + 0.2 and alone_dark > 2 * alone_bright
     assert of_defect[20]["mean"] > 0.7 and of_defect[700]["mean"] < 0.15
-    assert of_defect[20]["mean"] - of_good[20]["mean"] < 0.1
-    assert len(empty) - sum(empty) <= 3
-    brightest = [probability(mask).max() for _, _, _, mask, _ in steps]
-    assert max(brightest[1:8]) < 0.3 and brightest[-1] > 0.9
+    assert all(of_good[t]["high"] < of_defect[t]["low"] for t in (20, 300))
+    kept = {t: of_good[t]["mean"] / of_defect[t]["mean"] for t in (20, 300)}
+    assert kept[20] > 0.75 and kept[300] < 0.5
+    assert all(empty)
+    seen = Judge.shipped(pipe.size)(np.stack([np.asarray(i) for i in good.images]))
+    called = zip(products, seen.products, seen.defects, strict=True)
+    assert [c for c in called if c != (c[0], c[0], "good")] == [
+        (p, p, "bent") for p in ("grid", "zipper")
+    ]
+    # What the slider is said to show
+    head = {t: probability(mask)[0] for t, _, _, mask, _ in steps}
+    right = {t: head[t][:, 170:].max() for t in head}
+    middle = {t: head[t][120:140, 115:140].max() for t in head}
+    assert max(p.max() for t, p in head.items() if t > 549) < 0.15
+    assert right[599] < 0.1 < right[549] < right[500] < right[450] > 0.4
+    assert middle[450] < 0.15 < middle[400] < 0.5
+    pieces, _ = label(head[350] > 0.15)
+    largest = pieces == np.bincount(pieces[pieces > 0]).argmax()
+    assert largest.sum() > 0.95 * (pieces > 0).sum()
+    assert (
+        np.ptp(np.nonzero(largest)[0]) > 60 and np.ptp(np.nonzero(largest)[1]) > 50
+    )
+    crack = head[50] > 0.3
+    same = {
+        t: iou_per_picture((p > 0.3)[None], crack[None])[0] for t, p in head.items()
+    }
+    assert same[350] < 0.3 and same[200] < 0.6 and same[100] > 0.7
+    touched = masks.resize_mask(torch.from_numpy(crack[None]).float(), (h, w))[0]
+    for *_, attention in steps[1:]:
+        at_crack, elsewhere = (attention[0][touched == i].mean() for i in (1, 0))
+        assert abs(at_crack - elsewhere) < 0.02
 
 # %% [markdown]
 # The maps of the last {glue:text}`masks_steps` steps are averaged, and the threshold moves until it lies halfway
 # between the mean of the pixels above it and the mean of those below: here {glue:text}`masks_threshold`. Such a
 # threshold splits *any* map in two, plain noise as well. So `masks.binarise` leaves a mask empty if its halves are not
-# clearly apart. Asked for one good picture of each of {glue:text}`masks_good` products, {glue:text}`masks_empty` masks
-# are empty.
+# clearly apart. Asked for one good picture of each of {glue:text}`masks_good` products, all masks are empty. That does
+# not make the pictures good: grid and zipper are drawn so badly that the judge calls them bent ([chapter
+# 8](08_sweep.ipynb)).
 #
 # ## What would break this
 #
@@ -396,8 +425,8 @@ if not FAST:
 # ## Summary
 #
 # The attention maps are the mask head's only input. They set the defect apart in both directions, more heads by less
-# attention than by more, and the mean of all heads hides it. The mask is right late and follows what is seen; so few
-# steps are averaged, then split by a threshold.
+# attention than by more, and the mean of all heads hides it. The mask is right late, when it mostly follows what is
+# seen; so few steps are averaged, then split by a threshold.
 #
 # ## Exercises
 #

@@ -143,10 +143,10 @@ figure
 # the middle the cells of the attention map that the defect touches; right the mean attention of all defect blocks and
 # heads at $t$ = {glue:text}`aal_t`, from 0 (purple) to 1 (yellow).*
 #
-# No map shows its defect clearly: on the carpet some cells of the cut are a little darker, on the leather one hole is a
-# little lighter. ([Chapter 5](05_masks_from_attention.ipynb) tells why: single heads see the defect, some by more
-# attention, some by less, and the mean of all cancels.) Yet the two small defects have $R = 8$, and the large one has
-# less. Here are all {glue:text}`aal_pictures` trained pairs:
+# No map shows its defect clearly: on the carpet some cells of the lower cut are a little darker, on the leather some
+# cells of the holes a little lighter. ([Chapter 5](05_masks_from_attention.ipynb) tells why: single heads see the
+# defect, some by more attention, some by less, and the mean of all cancels.) Yet the two small defects have $R = 8$,
+# and the large one has less. Here are all {glue:text}`aal_pictures` trained pairs:
 
 # %% mystnb={"image": {"alt": "Rat against the share of cells that the defect touches"}} tags=["hide-input", "plot"]
 even = (1 - share) / share  # Rat, were attention the same everywhere
@@ -263,6 +263,12 @@ if not FAST:
     ).float().mean() > 0.8
     assert not (Rat <= 2).any()
     assert R[rows[0]] == R[rows[1]] == 8 > R[rows[2]]
+    carpet, leather = (cells[i].flatten() > 0 for i in rows[1:])
+    by_attention = [attention[i].flatten().argsort() for i in rows[1:]]
+    assert carpet[by_attention[0][:3]].all() and leather[by_attention[1][-5:]].all()
+    in_defect = [float(attention[i][cells[i] > 0].mean()) for i in rows]
+    elsewhere = [float(attention[i][cells[i] == 0].mean()) for i in rows]
+    assert np.allclose(in_defect, elsewhere, atol=0.02)  # none shows it clearly
     assert (without > area).mean() > 0.75
     assert (
         with_ratio[small].mean()

@@ -93,25 +93,36 @@ settings = {"num_inference_steps": STEPS, "guidance": GUIDANCE}
 products = ["hazelnut", "leather", "bottle", "tile"]
 defects = ["crack", "cut", "broken", "crack"]
 
-frames = [
-    viz.pairs(pipe(products, defects, w_d=w_d, seeds=[0] * 4, **settings), 256)
-    for w_d in W_D
-]
+swept = [pipe(products, defects, w_d=w_d, seeds=[0] * 4, **settings) for w_d in W_D]
 viz.static_slider(
-    frames,
+    [viz.pairs(out, 256) for out in swept],
     W_D,
     alt="Cracked hazelnut, cut leather, broken bottle, cracked tile; below with masks;",
     start=len(W_D) // 2,
 )
 
+# %% tags=["remove-cell"]
+if not FAST:
+    marked = np.array(
+        [[np.mean(np.asarray(m) > 0) for m in out.masks] for out in swept]
+    )
+    assert not marked[0].any() and (marked[1] > 0).tolist() == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert (marked[2:] > 0).all() and (np.diff(marked[1:, :2], axis=0) > 0).all()
+    assert 0.75 * marked[-1, 2] < marked[2, 2] < marked[-1, 2], "nearly as large"
+
 # %% [markdown]
 # *One noise in every frame, that of seed 0; only $w_d$ differs. From left to right: hazelnut and crack, leather and
 # cut, bottle and broken, tile and crack.*
 #
-# The nut cracks at 0.75, and from frame to frame the crack branches until it reaches the rim. The leather gets longer
-# cuts, then more of them. The piece missing from the bottle is nearly as large at 1.5 as at 3. On the tile the mask
-# marks a patch, but in the picture one sees at most some darker strokes. The products stay, though not untouched:
-# between 0.75 and 1.5 the nut turns rounder.
+# The nut cracks at 0.75. At 1.5 the crack has branched to the rim, and then it spreads over the shell. The leather gets
+# more cuts, then wider ones. The piece missing from the bottle is nearly as large at 1.5 as at 3. On the tile the mask
+# marks a patch or two from 1.5 on, but in the picture one sees at most some darker strokes. The products stay, though
+# not untouched: between 0.75 and 1.5 the nut turns rounder.
 #
 # ## Two directions
 #
@@ -142,15 +153,15 @@ viz.explorer(
 # - **Lowest row, $w_p = 0$.** No product is asked for, and none of the nut is there: a white pill with dark spots at
 #   first, and further right a network of cracks.
 # - **Leftmost column, $w_d = 0$.** A nut without defect, at every $w_p$ above 0.
-# - **Far right.** At $w_p = 1$ the strong crack eats into the nut's rim. At $w_p = 3$ the rim holds and the crack stays
-#   inside: the product's direction pushes back.
+# - **Far right.** The strong crack eats into the nut's rim, at $w_p = 3$ hardly less than at 1: a larger $w_p$ does not
+#   hold this rim.
 #
 # The plane is a drawing: the two directions need not be at right angles.
 #
 # ## At zero
 #
 # At $w_d = 0$ the orange line is gone, so every picture should be defect-free. Over each stands what the judge names, a
-# network trained on rendered pictures; the outlines are the model's own masks.
+# network trained on rendered pictures. What the model's own mask marks would be outlined.
 
 # %% mystnb={"image": {"alt": "Twelve products at w_d = 0, two seeds each, with what the judge sees"}}
 known = [product for product, found in pipe.pairs.items() if found]
@@ -180,46 +191,120 @@ figure
 # %% tags=["remove-cell"]
 record = json.loads(pipe.oracle.read_text())
 of_trained, pairs_trained = record["trained"], record["per_pair"]["trained"]
-empty = np.array([not np.asarray(mask).any() for mask in zero.masks])
-good = np.array([name == "good" for name in said])
-glue("sweep_zero", len(good), display=False)
-glue("sweep_flawed", int((~good).sum()), display=False)
-glue("sweep_empty", int(empty.sum()), display=False)
-glue("sweep_empty_good", int((empty & good).sum()), display=False)
+glue("sweep_zero", len(said), display=False)
+glue("sweep_pairs", len(pairs_trained), display=False)
 of_good = of_trained["judged_good"]
 glue("sweep_record_good", f"{100 * of_good['mean']:.0f}", display=False)
 glue("sweep_record_count", of_good["count"], display=False)
-glue("sweep_pairs", len(pairs_trained), display=False)
-share_good = {p.split()[0]: row["judged_good"] for p, row in pairs_trained.items()}
 assert record["swept_seeds"] == list(range(8)) and of_good["count"] == 8 * len(
     known
 )
-assert share_good.pop("capsule") == 1 > max(share_good.values())
-assert share_good.pop("grid") == 3 / 8 < min(share_good.values()) == 4 / 8
-assert min(share_good, key=share_good.get) == "metal_nut"
-(never,) = (r for r in read_record("ablations")["runs"] if r["name"] == "p2 = 0")
-never = never["differences"]["judged_good"]
-assert never["low"] < 0 < never["high"], "cannot be told from luck"
 if not FAST:
-    flawed = [known[i // 2] for i in np.flatnonzero(~good)]
-    assert flawed.count("carpet") == 2 and len(flawed) == 8, flawed
-    assert np.flatnonzero(empty & ~good).tolist() == [2 * known.index("grid")]
-    assert empty[good].all()
+    assert not any(np.asarray(mask).any() for mask in zero.masks), (
+        "no mask marks anything"
+    )
+    flawed = [i for i, name in enumerate(said) if name != "good"]
+    assert flawed == [2 * known.index("grid") + 1] and said[flawed[0]] == "bent", (
+        said
+    )
 
 # %% [markdown]
 # *Every product at $w_d = 0$: above each other seeds 0 and 1.*
 #
-# They are not: {glue:text}`sweep_flawed` of {glue:text}`sweep_zero` pictures have a defect that nobody asked for. The
-# carpet has holes both times, nut and wood have holes at seed 1, the leather a stain, the pill scratches, the screw
-# some thread on its head. The judge is not to blame, for the model's own mask marks all of these. Only the mask of the
-# grid, "bent", is empty: its wires are muddled in places, a poor grid rather than a bent one. Over the seeds 0 to 7 of
-# every product, {glue:text}`sweep_record_count` pictures, {glue:text}`sweep_record_good` % are judged good: all
-# capsules, half of the metal nuts, and three of eight grids.
+# No hole, stain or scratch is to be seen, and no mask marks anything. One of {glue:text}`sweep_zero` pictures is not
+# judged good, a grid, "bent": some of its wires run into each other or end. So do a few of the other grid, which
+# passes. The nuts have frayed edges, and the letters on the pills are smears. All that is drawn badly rather than
+# damaged. Over the seeds 0 to 7 of every product, {glue:text}`sweep_record_count` pictures,
+# {glue:text}`sweep_record_good` % are judged good.
 #
-# So $w_d$ turns only the *added* defect, not what $\epsilon(g, p)$ draws by itself. One cause may be Algorithm 1, which
-# in training calls a defect good with probability $p_2$, here 0.05. But in a short training of `tiny`, $p_2 = 0$ made
-# no difference that could be told from luck ([chapter 10](10_ablations.ipynb)). The mask helps: of the
-# {glue:text}`sweep_empty` pictures whose mask is empty {glue:text}`sweep_empty_good` are judged good.
+# ### What training calls good
+#
+# It was not always so. Algorithm 1 calls a defect "good" with probability $p_2$ ([chapter 4](04_double_free.ipynb)).
+# These weights were trained with $p_2 = 0.05$ first, then some steps more with $p_2 = 0$. Before and after, on seeds
+# used for nothing else:
+
+# %% mystnb={"image": {"alt": "Share judged good by product, with p2 = 0.05 and 0"}} tags=["hide-input", "plot"]
+unasked = read_record("unasked")["runs"]  # tiny with p2 = 0.05 and 0, then book
+names = sorted(known, key=unasked[3]["by_product"].get)
+figure, axes = plt.subplots(
+    1, 2, figsize=(5.8, 3.4), sharey=True, layout="constrained"
+)
+titles = ["tiny, trained on with either", "book, before and after"]
+for axis, title, runs in zip(axes, titles, (unasked[:2], unasked[2:]), strict=True):
+    before, after = ([run["by_product"][name] for name in names] for run in runs)
+    axis.hlines(names, before, after, color="0.8")
+    axis.plot(before, names, "s", color=viz.DEFECT, label="$p_2 = 0.05$")
+    axis.plot(after, names, "o", color=viz.PRODUCT, label="$p_2 = 0$")
+    axis.set(title=title, xlabel="share judged good", xlim=(-0.04, 1.04))
+figure.legend(
+    *axis.get_legend_handles_labels(), loc="outside upper center", ncols=2
+)
+plt.close(figure)
+figure
+
+# %% tags=["remove-cell"]
+runs = dict(zip(("tiny_5", "tiny_0", "book_5", "book_0"), unasked, strict=True))
+for name, run in runs.items():
+    weights, p2 = name.split("_")
+    assert (
+        run["name"].startswith(weights)
+        and run["changes"]["training"]["p2"] == int(p2) / 100
+    )
+    glue(
+        f"sweep_{name}",
+        f"{100 * run['scores']['judged_good']['mean']:.1f}",
+        display=False,
+    )
+for name in ("tiny", "book"):
+    more = runs[f"{name}_0"]["differences"]["judged_good"]
+    assert more["low"] > 0.05, "more with p2 = 0"
+    mean, low, high = (f"{100 * more[k]:.1f}" for k in ("mean", "low", "high"))
+    glue(f"sweep_{name}_more", f"{mean} ({low} to {high})", display=False)
+    count = runs[f"{name}_0"]["scores"]["judged_good"]["count"] // len(known)
+    glue(f"sweep_{name}_count", count, display=False)
+assert runs["tiny_5"]["steps"] == runs["tiny_0"]["steps"], "trained alike"
+glue(
+    "sweep_further",
+    f"{runs['book_0']['steps'] - runs['book_5']['steps']:,}",
+    display=False,
+)
+now, rise = runs["book_0"]["by_product"], {}
+for name in known:
+    rise[name] = now[name] - runs["book_5"]["by_product"][name]
+worst = sorted(known, key=now.get)
+assert (
+    worst[:3] == ["grid", "zipper", "metal_nut"]
+    and now[worst[3]] > 0.95
+    and rise["grid"] == 0
+)
+for name in worst[:3]:
+    glue(f"sweep_now_{name}", f"{100 * now[name]:.0f}", display=False)
+assert set(sorted(rise, key=rise.get)[-3:]) == {"carpet", "wood", "leather"}
+(never,) = (r for r in read_record("ablations")["runs"] if r["name"] == "p2 = 0")
+never = never["differences"]["judged_good"]
+assert never["low"] < 0 < never["high"] and never["count"] == 24, (
+    "too few to see it"
+)
+
+# %% [markdown]
+# *Left `tiny`, trained on with $p_2 = 0.05$ or 0 and all else alike, {glue:text}`sweep_tiny_count` pictures of each
+# product. Right `book` before and after {glue:text}`sweep_further` further steps with $p_2 = 0$,
+# {glue:text}`sweep_book_count` of each.*
+#
+# In `tiny` only $p_2$ differs: {glue:text}`sweep_tiny_5` % of the pictures are judged good with 0.05 and
+# {glue:text}`sweep_tiny_0` % with 0, a difference of {glue:text}`sweep_tiny_more` points. `book` rose from
+# {glue:text}`sweep_book_5` to {glue:text}`sweep_book_0` %, by {glue:text}`sweep_book_more` points, but it was also
+# trained longer. Carpet, wood and leather rose most. The ablations of [chapter 10](10_ablations.ipynb) do not show the
+# difference: their 24 pictures were too few.
+#
+# That much is measured. The reason is an argument. Training shows good and defective pictures equally often, so with
+# $p_2 = 0.05$ a twentieth of what it calls good has a defect. An accidental blob in the noise may then be one, and the
+# network completes it. With $p_2 = 0$ good means defect-free, and the blob is removed.
+#
+# Three products stay behind: {glue:text}`sweep_now_grid` % of the grids are judged good, of the zippers
+# {glue:text}`sweep_now_zipper` % and of the metal nuts {glue:text}`sweep_now_metal_nut` %, against at least 96 % of
+# every other product. What is wrong with them, as far as we see, is their structure. $w_d$ turns only the *added*
+# defect, not what $\epsilon(g, p)$ draws by itself.
 #
 # ## Dose and response
 #
@@ -279,45 +364,57 @@ for w_d in (0, 2, 3):
     kept = 100 * of_trained[f"product_at_{w_d}"]["mean"]
     glue(f"sweep_kept_{w_d}", f"{kept:.0f}", display=False)
 first, *later = np.diff(list(percent.values()))
-assert min(later) > 0 and first > 2 * max(later), "it grows, and levels off"
+assert first > later[0] > later[1] > 0.6 * first, (
+    "it grows, and slows down a little"
+)
 steps = np.diff(generated.mean(0))
-assert steps.argmax() == 1 and steps[2:].max() < steps[0], "steepest from 0.5 to 1"
+assert (np.diff(steps[1:]) < 0).all(), "less and less steeply"
+assert steps.argmax() == 1 and steps[0] < min(steps[1:]), (
+    "slow, then steepest from 0.5 to 1"
+)
 at_0 = {p.split()[0]: row["area_at_0"] for p, row in pairs_trained.items()}
-most = sorted(at_0, key=at_0.get)[-3:]
-assert set(most) == {"grid", "carpet", "leather"}, most
-assert all(0.015 < at_0[product] < 0.025 for product in most)
-odd = {pair for pair, row in pairs_trained.items() if row["monotony"] < 0.5}
-assert odd == {"tile crack", "metal_nut bent", "hazelnut crack", "leather liquid"}
-for pair in ("hazelnut crack", "leather liquid"):
-    areas = [pairs_trained[pair][f"area_at_{s:g}"] for s in record["strengths"]]
-    assert np.argmax(areas) in (2, 3) and areas[2] > 2 * areas[0], pair
-lost = {w_d: dict.fromkeys(known, 0) for w_d in (2, 3)}
-for w_d, of_product in lost.items():
-    for pair, row in pairs_trained.items():
-        of_product[pair.split()[0]] += 1 - row[f"product_at_{w_d}"]
-assert lost[2]["grid"] > 0.7 * sum(lost[2].values())
-assert set(sorted(lost[3], key=lost[3].get)[-3:]) == {"wood", "grid", "leather"}
+most = sorted(at_0, key=at_0.get)
+assert most[-2:] == ["grid", "zipper"] and at_0["grid"] > 20 * at_0[most[-3]]
+at_3 = {pair: row["area_at_3"] for pair, row in pairs_trained.items()}
+largest = sorted(at_3, key=at_3.get)[-3:]
+assert (
+    set(largest[1:]) == {"carpet color", "wood color"} and at_3[largest[0]] < 0.25
+)
+assert all(0.48 < at_3[pair] < 0.54 for pair in largest[1:]), "half the picture"
+assert [p for p, row in pairs_trained.items() if row["monotony"] < 0.8] == [
+    "tile crack"
+]
 kept = [of_trained[f"product_at_{w_d}"]["mean"] for w_d in (0, 2, 3)]
-assert kept[2] < kept[0] <= kept[1] + 0.005
+assert kept[0] == 1 > kept[1] > kept[2]
+lost = {pair: 1 - row["product_at_3"] for pair, row in pairs_trained.items()}
+textures = ["carpet", "tile", "leather", "wood"]
+assert set(sorted(lost, key=lost.get)[-4:]) == {f"{t} color" for t in textures}
+assert sum(lost[f"{t} color"] for t in textures) > sum(lost.values()) / 2
+assert all(lost[f"{t} color"] == 1 for t in textures[:2])
+lost_2 = {pair: 1 - row["product_at_2"] for pair, row in pairs_trained.items()}
+assert {"leather color", "grid liquid"} == set(sorted(lost_2, key=lost_2.get)[-2:])
+assert lost_2["leather color"] + lost_2["grid liquid"] > 0.6 * sum(lost_2.values())
 if not FAST:
-    assert abs(percent["sweep_area_1"] - 100 * rendered[:, -1].mean()) < 0.5
+    assert 0 < percent["sweep_area_1"] - 100 * rendered[:, -1].mean() < 0.5
 
 # %% [markdown]
 # *Grey: single pairs. Orange: their mean, with its 95 % interval. Left the record beside the weights, means of the
 # seeds 0 to 7; right one specimen of each pair.*
 #
-# The judged area rises from {glue:text}`sweep_area_0` % at $w_d = 0$ to {glue:text}`sweep_area_1` % at 1, most steeply
-# from 0.5 on, and then slows down: {glue:text}`sweep_area_2` % at 2, {glue:text}`sweep_area_3` % at 3. It does not
-# begin at zero, because of the defects above; grid, carpet and leather begin at about 2 %. Rendered defects grow evenly
-# up to {glue:text}`sweep_rendered` %: $w_d = 1$ already reaches that.
+# The judged area is {glue:text}`sweep_area_0` % at $w_d = 0$, nearly all of it on zippers and grids. It rises slowly up
+# to 0.5, most steeply from there to {glue:text}`sweep_area_1` % at 1, and then less and less steeply:
+# {glue:text}`sweep_area_2` % at 2, {glue:text}`sweep_area_3` % at 3. The two highest lines are colour on carpet and on
+# wood, half the picture at 3. Rendered defects grow evenly up to {glue:text}`sweep_rendered` %: $w_d = 1$ already
+# reaches that.
 #
 # Pair by pair, the rank correlation of $w_d$ and area is {glue:text}`sweep_rho` on average, where 1 means that it
-# always grows. For four pairs it is below 0.5. Cracks on tiles and bent nuts the judge hardly sees ([chapter
-# 11](11_how_good.ipynb)). Liquid on leather and cracks on hazelnuts grow up to $w_d = 1$ or 1.5, and no further.
+# always grows. It is below 0.8 only for cracks on tiles, which the judge hardly sees ([chapter
+# 11](11_how_good.ipynb)).
 #
 # The cost: the judge names the right product in {glue:text}`sweep_kept_0` % of the pictures at $w_d = 0$, in
-# {glue:text}`sweep_kept_2` % at 2, and in {glue:text}`sweep_kept_3` % at 3. What it misses up to 2 are mostly grids; at
-# 3 leather and wood, too. For pairs that were never trained the cost is higher ([chapter 9](09_zero_shot.ipynb)).
+# {glue:text}`sweep_kept_2` % at 2, and in {glue:text}`sweep_kept_3` % at 3. What it misses at 2 is mostly leather with
+# colour and grids with liquid. At 3 it is mostly colour on textures: no carpet and no tile is recognised under it. For
+# pairs that were never trained the cost is higher ([chapter 9](09_zero_shot.ipynb)).
 #
 # ## What would break this
 #
@@ -328,20 +425,21 @@ if not FAST:
 #
 # ## Summary
 #
-# $w_d$ turns the defect up: strongly at first, less and less later. It does not turn it off: at 0 some products have
-# defects of their own. $w_p$ holds the product against a strong defect. $w_d$ between 1 and 2 is enough for defects as
-# large as the rendered ones, and costs no product.
+# $w_d$ turns the defect up: slowly up to 0.5, then steeply, then less and less. At 0 it is off, as long as training
+# calls only the defect-free good; what is left are grids, zippers and metal nuts that are drawn badly. $w_d$ between 1
+# and 2 is enough for defects larger than the rendered ones, and costs hardly any product.
 #
 # ## Exercises
 #
 # 1. Set `GUIDANCE = "product_aware"`. Why should $w_p$ matter less there?
-# 2. `w_d=-1` is allowed. What do you expect on the carpet with holes, and what do you get?
+# 2. `w_d=-1` is allowed. What do you expect on the grid with muddled wires, and what do you get?
 # 3. How would you collect defect-free pictures from these weights?
 #
 # ````{dropdown} Answers
 # 1. Its defect direction is $\epsilon(d, p) - \epsilon(g, p)$, found on the product itself. It carries no average
 #    product along, so there is less to push back.
-# 2. One might hope that the holes close. But the training data have nothing on that side of good, so look at the
-#    texture before you trust the result.
-# 3. Ask for `"good"`, and keep the pictures whose mask is empty. Above, that removes all defects that can be seen.
+# 2. One might hope that the wires come apart. But the training data have nothing on that side of good, so look at the
+#    picture before you trust the result.
+# 3. Ask for `"good"`, and look, or let a judge look. An empty mask is not enough: above, every mask is empty, that of
+#    the "bent" grid, too.
 # ````

@@ -129,27 +129,31 @@ if not FAST:
         for pair, said in zip(asked, verdict.defects, strict=True)
         if pair[1] != said
     ]
-    assert [pair[0] for pair in wrong] == [
-        "wood",
-        "hazelnut",
-        "pill",
-        "zipper",
-        "zipper",
+    assert wrong == [
+        ("hazelnut", "scratch", "cut"),
+        ("zipper", "thread", "cut"),
     ], wrong
-    assert {
-        p for p, (q, _) in zip(verdict.products, asked, strict=True) if p != q
-    } == {"hazelnut"}
+    assert verdict.defects[5] == verdict.defects[10] == "cut", (
+        "hazelnut 1, zipper 0"
+    )
+    lost = [
+        (p, q) for p, (q, _) in zip(verdict.products, asked, strict=True) if p != q
+    ]
+    assert [q for _, q in lost] == ["wood", "wood"], lost
+    assert all(np.asarray(mask).any() for mask in out.masks)
 
 # %% [markdown]
 # *Left the pair as the drawing program renders it, then generated from seeds 0 and 1; beside each picture the same with
 # its mask. On the generated ones stands the defect that the judge names, a network trained on rendered pictures:
 # orange where it is wrong.*
 #
-# - **Carpet, hazelnut and metal nut work.** Crumbs, scratches and a stain are where the mask says. One scratch is taken
-#   for a cut.
-# - **The pill half works.** At seed 0 a piece is missing from its rim, at seed 1 the hole is in its middle.
-# - **The wood is gone.** What is cracked has no grain and looks like bark; the judge calls it a hazelnut.
-# - **The zipper has no thread**, only frayed tape.
+# - **Carpet, metal nut and pill work.** Crumbs, a stain and a missing piece are where the mask says. At seed 1 the
+#   pill's hole leaves the rim whole.
+# - **The hazelnut gets its scratches**, but turns pale and blurred. Once they are taken for a cut.
+# - **The zipper gets something like a thread**: at seed 0 a thin pale line along the edge, taken for a cut, at seed 1
+#   white tufts on frayed tape.
+# - **The wood is gone.** The cracks are drawn, named and marked, but what is cracked is dark and lumpy like bark. The
+#   judge names another product both times.
 #
 # ## Nothing new is needed
 #
@@ -235,54 +239,50 @@ for pair in HELD_OUT:
     if pair[0] == "wood":
         glue("zero_wood", f"{100 * row['product_accuracy']:.0f}", display=False)
         lost_wood = 1 - row["product_accuracy"]
-    if pair[0] == "hazelnut":
-        assert row["defect_seen"] > 0.95 and row["defect_accuracy"] < 0.5
-assert sorted(named, key=named.get) == [
-    "zipper",
-    "hazelnut",
-    "wood",
-    "pill",
-    "carpet",
-    "metal_nut",
-]
+    if pair[0] in ("hazelnut", "zipper"):
+        assert row["defect_seen"] == 1 > row["defect_accuracy"]
+for group in ("trained", "held_out"):
+    named_rightly = 100 * record[group]["defect_accuracy"]["mean"]
+    glue(f"zero_{group}_named", f"{named_rightly:.0f}", display=False)
+order = ["zipper", "hazelnut", "wood", "pill", "carpet", "metal_nut"]
+assert sorted(named, key=named.get) == order
 assert record["seeds"] == list(range(50))
 assert held_out["mask_iou"]["count"] == 50 * len(HELD_OUT)
 for question in ("product_accuracy", "defect_accuracy", "mask_iou"):
     assert held_out[question]["high"] < trained[question]["low"], question
-assert 0.6 < held_out["defect_accuracy"]["mean"] < 0.7, "two of three"
-assert 0.9 < trained["defect_accuracy"]["mean"] < 0.95, "nine of ten"
-assert 0.75 < held_out["product_accuracy"]["mean"] < 0.85, "four of five"
-assert lost_wood / len(HELD_OUT) > 0.7 * (1 - held_out["product_accuracy"]["mean"])
-assert named["metal_nut"] == 100 and named["zipper"] < 20
+assert lost_wood / len(HELD_OUT) > 0.9 * (1 - held_out["product_accuracy"]["mean"])
+assert named["metal_nut"] == named["carpet"] == 100 and named["zipper"] < 75
 assert held_out["defect_seen"]["high"] > trained["defect_seen"]["low"]
+assert held_out["defect_seen"]["mean"] > trained["defect_seen"]["mean"] > 0.95
 fall = {q: trained[q]["mean"] - held_out[q]["mean"] for q in QUESTIONS}
-assert max(fall, key=fall.get) == "defect_accuracy", fall
-assert fall["defect_seen"] < 0.03
+assert max(fall, key=fall.get) == "product_accuracy", fall
 assert record["rendered_held_out"]["defect_accuracy"]["mean"] == 1
+assert record["rendered_held_out"]["product_accuracy"]["mean"] == 1
 assert (
-    held_out["product_at_3"]["mean"] <= 0.5 < 0.9 < trained["product_at_3"]["mean"]
+    held_out["product_at_3"]["mean"] < 0.5 < 0.85 < trained["product_at_3"]["mean"]
 )
 
 # %% [markdown]
 # *Means and 95 % intervals over {glue:text}`zero_trained_count` pictures of trained pairs and {glue:text}`zero_count`
 # of held-out pairs.*
 #
-# **Pairs never seen are drawn worse.** The right defect is named in {glue:text}`zero_held_out_defect_accuracy` of the
-# pictures, against {glue:text}`zero_trained_defect_accuracy` for trained pairs. The mask's IoU with the judge's is
-# {glue:text}`zero_held_out_mask_iou` against {glue:text}`zero_trained_mask_iou`. In both the intervals do not meet. The
-# judge is not the cause: rendered, it names all of them rightly.
+# **Pairs never seen are drawn worse, and what suffers most is the product.** The right one is named in
+# {glue:text}`zero_held_out_product_accuracy` of the pictures, against {glue:text}`zero_trained_product_accuracy` for
+# trained pairs. Nearly all of that is wood, named in {glue:text}`zero_wood` %. At $w_d = 3$, twice the strength used
+# here, the product is lost in {glue:text}`zero_held_out_lost` % of the held-out pictures and in
+# {glue:text}`zero_trained_lost` % of the trained ones.
+#
+# **The defect suffers less.** There is *some* defect as often as on trained pairs:
+# {glue:text}`zero_held_out_defect_seen` against {glue:text}`zero_trained_defect_seen`. It is the right one in
+# {glue:text}`zero_held_out_defect_accuracy` against {glue:text}`zero_trained_defect_accuracy`, and the mask's IoU with
+# the judge's is {glue:text}`zero_held_out_mask_iou` against {glue:text}`zero_trained_mask_iou`; in these two the
+# intervals do not meet. The judge is not the cause: rendered, it names all of them rightly.
 #
 # **How much worse depends on the pair.** The right defect is named in {glue:text}`zero_named_metal_nut` % of the metal
-# nuts, {glue:text}`zero_named_carpet` % of the carpets and {glue:text}`zero_named_pill` % of the pills, but in
-# {glue:text}`zero_named_wood` % of the wood, {glue:text}`zero_named_hazelnut` % of the hazelnuts and
-# {glue:text}`zero_named_zipper` % of the zippers. On hazelnuts the judge nearly always sees a defect, but more often
-# than not names another one, as above at one of the seeds. Six pairs do not tell how a seventh would fare.
-#
-# What transfers is *some* defect: {glue:text}`zero_held_out_defect_seen` against {glue:text}`zero_trained_defect_seen`.
-# The product stays in four of five pictures at $w_d = 1.5$, used here: {glue:text}`zero_held_out_product_accuracy`. The
-# rest is mostly wood, named in {glue:text}`zero_wood` %. At $w_d = 3$ the product is lost in
-# {glue:text}`zero_held_out_lost` % of the held-out pictures and in {glue:text}`zero_trained_lost` % of the trained
-# ones.
+# nuts, {glue:text}`zero_named_carpet` % of the carpets, {glue:text}`zero_named_pill` % of the pills and
+# {glue:text}`zero_named_wood` % of the wood, but in {glue:text}`zero_named_hazelnut` % of the hazelnuts and
+# {glue:text}`zero_named_zipper` % of the zippers. On these two the judge always sees a defect and at times names
+# another one, as above at one seed each. Six pairs do not tell how a seventh would fare.
 #
 # ## On photographs
 #
@@ -294,38 +294,45 @@ textures = [product for product, found in pipe.pairs.items() if not found]
 kinds = ["good", *pipe.defects]
 if FAST:
     kinds = kinds[:3]
-frames = [
-    viz.pairs(
-        pipe(
-            textures,
-            kind,
-            w_d=0 if kind == "good" else None,
-            seeds=[0] * len(textures),
-            **settings,
-        ),
-        256,
+found = {
+    kind: pipe(
+        textures,
+        kind,
+        w_d=0 if kind == "good" else None,
+        seeds=[0] * len(textures),
+        **settings,
     )
     for kind in kinds
-]
+}
 viz.static_slider(
-    frames,
+    [viz.pairs(out, 256) for out in found.values()],
     kinds,
     label="defect",
     alt="Brick and gravel; below with masks;",
     start=1,
 )
 
+# %% tags=["remove-cell"]
+if not FAST:
+    unmarked = [
+        {kind for kind, out in found.items() if not np.asarray(out.masks[i]).any()}
+        for i in range(2)
+    ]
+    assert textures == ["brick", "gravel"]
+    assert unmarked == [{"good", "bent", "broken"}, {"good", "bent"}], unmarked
+
 # %% [markdown]
 # *Left brick, right gravel; below with the masks. Play it, or move on defect by defect.*
 #
-# **Gravel takes some of them.** Holes and the dark liquid are drawn and marked. Cracks run between the stones, though
-# half of them are not marked. The threads are short and pale. The colour is a light patch. Contamination is a few pale
-# stones. The cut is marked, but hard to see. Bent, broken and scratch leave an empty mask and no defect that we can
-# find.
+# **Gravel takes nearly all of them.** Holes, cuts, scratches, the brown liquid and stains of colour are drawn and
+# marked. The crack runs in thin dark lines between the stones. Contamination is a few pale stones, and broken a light
+# lump. The threads are short and bright, and only some are marked. Bent alone leaves an empty mask and no defect that
+# we can find.
 #
-# **Brick takes almost none.** Its joints are light lines, and the masks of crack, liquid, scratch and thread mark
-# joints. The hole is one darker brick, unmarked. The cut darkens the wall and dissolves its joints, and the mask is
-# empty. Nor does the wall stay the same wall: from frame to frame other joints appear.
+# **Brick takes some.** The holes are dark spots with a soft edge, the liquid is a brown patch, the contamination pale
+# grains on the joints, and all are marked. The colour is a faint tint. But the masks of cut, scratch and thread mark
+# joints, which are light lines. The crack dissolves the joints, broken bends a few of them, unmarked, and bent shows
+# nothing. Nor does the wall stay the same wall: from frame to frame other joints appear.
 #
 # ## What would break this
 #
@@ -335,10 +342,11 @@ viz.static_slider(
 #
 # ## Summary
 #
-# Zero-shot transfer needs no formula of its own. It gives a defect nearly always, the right one in two of three
-# pictures, against nine in ten for trained pairs; masks are worse, too. Pairs differ much: liquid on metal nuts is
-# always named, threads on the zipper hardly ever. Of the photographs gravel takes some defects, brick almost none. Look
-# at every pair before you use it.
+# Zero-shot transfer needs no formula of its own. It gives a defect nearly always, and the right one in
+# {glue:text}`zero_held_out_named` % of the pictures, against {glue:text}`zero_trained_named` % for trained pairs; masks
+# are worse, too. The product mostly stays, but the wood is lost. Pairs differ much: liquid on metal nuts is always
+# named, threads on the zipper in {glue:text}`zero_named_zipper` %. Of the photographs gravel takes nearly all defects,
+# brick some. Look at every pair before you use it.
 #
 # ## Exercises
 #
@@ -348,8 +356,8 @@ viz.static_slider(
 # 3. Why is a generated picture not compared with a rendered one of the same pair, pixel by pixel?
 #
 # ````{dropdown} Answers
-# 1. The product's direction, so the grain, if the noise still allows it. [Chapter 8](08_sweep.ipynb) shows the same on
-#    a hazelnut's rim.
+# 1. The grain, one might hope, for that is the product's direction. But [chapter 8](08_sweep.ipynb) shows a hazelnut's
+#    rim that a larger $w_p$ does not hold.
 # 2. Look before you count: with two pictures of each pair only large differences can be told from chance.
 # 3. They show different specimens: the noise decides on the one, the drawing program's seed on the other. Only what can
 #    be named or marked can be compared, and that is why a judge is needed.

@@ -225,7 +225,8 @@ glue("abl_seeds", len(seeds), display=False)
 #
 # **The fusion blocks are not missed.** As many blocks that never see the fusion prompt give the same error to within
 # 1.5 % and masks that agree as well or better. **One prompt instead of three** moves masks and names up with one seed
-# and down with another. The lowest row is luck itself: the full model from another random start.
+# and down with another. The lowest row is luck itself: the full model from another random start. What $p_2 = 0$ does to
+# defect-free pictures, [chapter 8](08_sweep.ipynb) measures on more of them.
 #
 # ## How an effect is measured
 #
@@ -370,12 +371,12 @@ for form, run in forms.items():
             f"{run['scores'][score]['mean']:.2f}",
             display=False,
         )
-assert (
-    len({run["scores"]["defect_accuracy"]["mean"] for run in forms.values()}) == 1
-)
-lost = forms["defect_only"]["differences"]["product_accuracy"]
-assert lost["high"] < 0 and -0.15 < lost["mean"] < -0.05
-assert forms["product_aware"]["differences"]["product_accuracy"]["high"] >= 0
+lost, alike = (forms[form]["differences"] for form in FORMS[1:])
+assert lost["product_accuracy"]["high"] < 0
+assert -0.11 < lost["product_accuracy"]["mean"] < -0.07
+assert lost["mask_iou"]["high"] < 0 and lost["mask_iou"]["mean"] > -0.03
+for d in (lost["defect_accuracy"], *alike.values()):
+    assert d["low"] <= 0 <= d["high"]
 glue(
     "abl_pairs", forms["double_free"]["scores"]["mask_iou"]["count"], display=False
 )
@@ -383,11 +384,11 @@ glue(
 # %% [markdown]
 # *The same noise in a row. Outlines: the model's masks.*
 #
-# The product stays what it is in all twelve, the defect is recognised in all. Conditioned on the product throughout,
-# the crack on the nut reaches further, leather gets one more cut, and the bottle is bitten twice. Over
-# {glue:text}`abl_pairs` pairs, one picture each on other seeds, the judge names the defect as often with all three.
-# `defect_only` loses the product in one picture of ten: it has no direction towards the product to follow. The other
-# two cannot be told apart.
+# In all twelve the product stays what it is and the defect is recognised. With the same noise the three forms draw
+# nearly the same: conditioned on the product, the crack on the nut reaches a little further, and the leather's cuts lie
+# elsewhere. Over {glue:text}`abl_pairs` pictures on other seeds, of every trained pair, the judge names the defect as
+# often with all three. `defect_only` loses the product in one picture of ten, and its masks agree a little less: it
+# has no direction towards the product to follow. The other two cannot be told apart.
 #
 # | guidance | product right | defect right | mask IoU |
 # |---|---|---|---|

@@ -114,8 +114,9 @@ figure
 # *Twelve of {glue:text}`good_pairs` trained pairs, drawn by lot, seed 0. Above: what was asked for. Below: what the
 # judge sees, orange where that differs.*
 #
-# The judge names all twelve as asked. Most are plain to the eye. Some are right in name only: the "threads" on the
-# grid are orange splinters, the scratched tile shows a blurred patch, the capsule says 300, not 500.
+# The judge names eleven as asked; the white threads on the carpet it calls contamination. Most pictures are plain to
+# the eye. Some are right in name only: the "threads" on the grid are red splinters, the bent screw is torn, the
+# capsule no longer says 500.
 #
 # The judge learned names and masks from {glue:text}`good_taught` rendered pictures that the generator never saw. In new
 # ones it names {glue:text}`good_card` % of the defects.
@@ -173,18 +174,27 @@ numbers |= {f"share_{i}": f"{value:.0f}" for i, value in enumerate(share)}
 numbers |= {f"iou_{i}": f"{value:.2f}" for i, value in enumerate(iou)}
 made = [stage["defect_accuracy"]["count"] for stage in stages.values()]
 numbers |= {f"made_{i}": f"{value:,}" for i, value in enumerate(made)}
+accuracy = {
+    pair: 100 * scores["defect_accuracy"]
+    for pair, scores in oracle["per_pair"]["trained"].items()
+}
+for pair in ("tile crack", "carpet cut", "wood cut", "carpet thread"):
+    numbers[pair.replace(" ", "_")] = f"{accuracy[pair]:.0f}"
 for name, value in numbers.items():
     glue(f"good_{name}", value, display=False)
 if not FAST:
-    assert named == asked
+    wrong = [(a, n[1]) for a, n in zip(asked, named, strict=True) if a != n]
+    assert wrong == [(("carpet", "thread"), "contamination")], wrong
     assert missed == [("tile", "crack"), ("metal_nut", "bent")], missed
     assert "crack" not in again["tile", "crack"]
     assert again["metal_nut", "bent"].count("bent") == 1
     assert share == sorted(share, reverse=True)
+    low = sorted(accuracy, key=accuracy.get)[:5]
+    assert low[:3] == ["tile crack", "carpet cut", "wood cut"], low
+    assert low[3:] == ["metal_nut bent", "carpet thread"], low
     lows = [100 * stage["defect_accuracy"]["low"] for stage in stages.values()]
     highs = [100 * stage["defect_accuracy"]["high"] for stage in stages.values()]
     assert lows[0] < highs[1] and highs[2] < lows[1]
-    assert oracle["per_pair"]["trained"]["tile crack"]["defect_accuracy"] == 0
 
 # %% [markdown]
 # *With 95 % intervals: one rendered picture of each trained pair; {glue:text}`good_made_1` generated ones of trained
@@ -245,6 +255,11 @@ numbers |= {
     "flawed": len(flawed),
     "sound": len(sound),
 }
+grids = [row for row in sound if row["requested"] == "grid good"]
+numbers |= {
+    "part_judge": sum(row["judge"] == row["requested"] for row in part),
+    "grids": len(grids),
+}
 for who in ("eye", "judge"):
     right = [r for r in flawed if r[who].split()[-1] == r["requested"].split()[-1]]
     extra = [r for r in sound if r[who].split()[-1] != "good"]
@@ -256,17 +271,38 @@ if not FAST:
     assert judge(np.stack(remade)).defects == [
         row["judge"].split()[-1] for row in parted
     ]
-    assert not [row for row in part if row["judge"] == row["requested"]]
+    parts = {row["requested"] for row in part if row in flawed}
+    assert parts == {
+        *("tile crack", "tile broken", "carpet cut", "carpet thread"),
+        *("wood cut", "metal_nut bent", "grid broken"),
+    }
+    parts = sorted(row["requested"] for row in part if row in sound)
+    assert parts == ["grid good"] * 3 + ["zipper good"] and len(grids) == 3
+    for pair in ("carpet cut", "wood cut", "carpet thread"):
+        (row,) = (row for row in made if row["requested"] == pair)
+        assert row["eye"] == pair != row["judge"]
+    (row,) = (row for row in made if row["requested"] == "tile crack")
+    assert (
+        row["eye"] == "tile crack" and row["unsure"] and row["judge"] == "tile good"
+    )
+    found = [
+        {row["id"] for row in sound if row[who].split()[-1] != "good"}
+        for who in ("eye", "judge")
+    ]
+    assert all(found) and not found[0] & found[1]
+    assert numbers["right_eye"] == len(flawed)
+    assert numbers["unsure_eye"] == numbers["extra_eye"]
 
 # %% [markdown]
 # *Four pictures where eye and judge part, chosen, made again from the record's seeds.*
 #
-# A dark crack branches over the tile. The nut's teeth are torn and rounded. Some wires of the grid are muddled; neither
-# name fits well. On the carpet lies a knot of white threads.
+# A dark crack branches over the tile. The nut's teeth are ragged, one is curled. Some wires of the grid are muddled;
+# neither name fits well. On the carpet lies a knot of white threads.
 #
-# {glue:text}`eye_made` generated and {glue:text}`eye_drawn` rendered pictures, 30 of each without defect, were mixed.
-# One observer, who knew an example of every pair, named product and defect of each; only then were requests and the
-# judge's words opened.
+# An observer named product and defect in {glue:text}`eye_made` generated and {glue:text}`eye_drawn` rendered pictures,
+# 30 of each without defect; only then were requests and the judge's words opened. Each hundred had its own sitting,
+# mixed with pictures of the other kind. An example of every pair had been seen before, so also which defects a product
+# can have: that helps the eye.
 #
 # | eye and judge agree on | generated | rendered |
 # |---|---|---|
@@ -277,13 +313,18 @@ if not FAST:
 # Cohen's kappa, which takes out luck, is {glue:text}`eye_kappa` for good or not on generated pictures.
 #
 # - **They part** on {glue:text}`eye_part` generated pictures, {glue:text}`eye_part_grid` of them grids. In
-#   {glue:text}`eye_part_right` the eye names what was asked for, the judge in none.
-# - **With a defect asked for,** the eye names {glue:text}`eye_right_eye` of {glue:text}`eye_flawed` right, the judge
-#   {glue:text}`eye_right_judge`: its score is rather too low.
-# - **With none asked for,** the eye finds one in {glue:text}`eye_extra_eye` of {glue:text}`eye_sound`, unsure of
-#   {glue:text}`eye_unsure_eye`; the judge in {glue:text}`eye_extra_judge`.
+#   {glue:text}`eye_part_right` the eye names what was asked for, in {glue:text}`eye_part_judge` the judge.
+# - **With a defect asked for,** the eye names all {glue:text}`eye_flawed` right, the judge
+#   {glue:text}`eye_right_judge`: its score is rather too low. The eye sees cuts on carpet and wood and threads on
+#   carpet, in one picture of each; the judge takes them for other defects. Of 50 pictures of each it names
+#   {glue:text}`good_carpet_cut`, {glue:text}`good_wood_cut` and {glue:text}`good_carpet_thread` %. In rendered pictures
+#   here it misses none of these.
+# - **With none asked for,** the eye finds one in {glue:text}`eye_extra_eye` of {glue:text}`eye_sound`, unsure of each;
+#   the judge in {glue:text}`eye_extra_judge`, and not in the same. On the {glue:text}`eye_grids` grids they never
+#   agree: the wires are muddled, and it is open whether that is a defect.
 #
-# One observer, no repetition; of {glue:text}`eye_unsure` generated pictures, marked "unsure", the best guess counts.
+# One observer for each hundred, no repetition; of {glue:text}`eye_unsure` generated pictures, marked "unsure", the
+# best guess counts.
 #
 # ## Is it new?
 
@@ -324,8 +365,9 @@ for name, value in numbers.items():
     glue(f"good_ratio_{name}", value, display=False)
 if not FAST:
     shown = [" ".join(asked[i]) for i in least]
-    assert shown[1:] == ["hazelnut hole", "capsule scratch", "carpet color"]
-    assert asked[ratios.argmax()] == ("grid", "thread")
+    assert shown[:3] == ["carpet hole", "hazelnut hole", "capsule scratch"], shown
+    assert shown[3] == "screw bent" and sum(ratios < 1) == 1
+    assert asked[ratios.argmax()] == ("leather", "color")
 
 # %% [markdown]
 # *The four of the twelve that are nearest to a training picture; below, that picture.*
@@ -340,27 +382,28 @@ if not FAST:
 # This is `nearest_ratio` in `evaluation/memorisation.py`; $d$ compares the judge's features. 0 is a copy, 1 as far as
 # training pictures are apart. The least is {glue:text}`good_ratio_least`, the median {glue:text}`good_ratio_median`.
 # The figure shows no copies: only the capsule's scratches lie almost as in training. A high $r$ is no praise: the
-# orange splinters have {glue:text}`good_ratio_most`.
+# leather has {glue:text}`good_ratio_most`, with two colours at once, where each training picture has one.
 #
 # ## What would break this
 #
 # - **A generator tuned to the judge.** It learns the judge's blind spots.
-# - **One number for all pairs.** {glue:text}`good_card` % hide cracked tiles and bent nuts.
+# - **One number for all pairs.** {glue:text}`good_card` % in rendered pictures hide cracked tiles and bent nuts,
+#   {glue:text}`good_share_1` % in generated ones also cuts.
 # - **Real photographs.** No judge knows them. Left are scores of whole sets, FID, KID, LPIPS (`defectdiffu evaluate
 #   fidelity` and `diversity`), and the [next chapter](12_does_it_help.ipynb).
 #
 # ## Summary
 #
 # Most generated pictures of trained pairs show what was asked for, by the judge and by eye. The judge can be trusted
-# for means over many pairs, less on grids, not on cracked tiles or bent nuts. Pictures without a defect are the weak
-# point: the eye finds one in every fourth.
+# for means over many pairs, where it is rather too strict; less on grids, cuts and threads on carpet, not on cracked
+# tiles or bent nuts. Few pictures without a defect show one; whether a muddled grid is one, eye and judge do not agree.
 #
 # ## Exercises
 #
 # 1. A model repeats its training pictures exactly. Which figure on this page notices?
-# 2. For cracked tiles the judge's score is 0. Does the model draw no cracks?
+# 2. Of generated cracked tiles the judge names {glue:text}`good_tile_crack` %. Does the model draw no cracks?
 #
 # ````{dropdown} Answers
 # 1. The last: $r$ is 0.
-# 2. One cannot tell: the judge never sees them. The eye saw none in the one such picture.
+# 2. One cannot tell: the judge does not see rendered ones either. The eye saw a crack in the one such picture, unsure.
 # ````

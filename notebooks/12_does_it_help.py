@@ -167,10 +167,10 @@ for name, d in gaps.items():
     glue(f"help_each_{name}", each, display=False)
 alone = runs["unet, real"]["scores"]["IoU"]["mean"]
 glue("help_alone", f"{alone:.2f}", display=False)
-assert gaps["real"]["mean"] > -0.02 and gaps["real"]["high"] < 0
-assert gaps["copy_paste"]["mean"] > -0.02 and gaps["copy_paste"]["high"] < 0
-assert max(gaps["real"]["seeds"] + gaps["copy_paste"]["seeds"]) < 0
-assert min(gaps["perlin"]["seeds"]) < 0 < max(gaps["perlin"]["seeds"])
+for d in gaps.values():
+    assert d["high"] < 0 and max(d["seeds"]) < 0
+assert -0.025 < gaps["real"]["mean"] < -0.015
+assert -0.015 < gaps["real"]["mean"] - gaps["perlin"]["mean"] < -0.005
 assert abs(gaps["real"]["mean"] - gaps["copy_paste"]["mean"]) < 0.005
 
 right = {n: runs[f"resnet50, {n}"]["scores"]["accuracy"] for n in SETS}
@@ -179,12 +179,14 @@ for name in SETS:
 d = runs["resnet50, real"]["differences"]["accuracy"]
 text = f"{100 * d['mean']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
 glue("help_right_gap", text, display=False)
+assert -1 < 100 * d["mean"] < -0.6
 glue(
     "help_right_each",
     " ".join(f"{100 * m:+.1f}" for m in d["seeds"]),
     display=False,
 )
-for name in ("real", "copy_paste", "perlin"):
+assert d["high"] < 0 and max(d["seeds"]) < 0
+for name in ("copy_paste", "perlin"):
     d = runs[f"resnet50, {name}"]["differences"]["accuracy"]
     assert d["low"] < 0 < d["high"] and min(d["seeds"]) < 0 < max(d["seeds"])
 
@@ -193,10 +195,9 @@ for name in ("real", "copy_paste", "perlin"):
 # *The mean over {glue:text}`help_seeds` trainings, with its 95 % interval over the {glue:text}`help_test` test pictures
 # with a defect. 64 pixels.*
 #
-# Real pictures alone give the best U-Net. Nothing that is put beside them helps: copy-paste is level with them, the
-# generated pairs cost one hundredth of IoU, Perlin noise nearly two. The intervals overlap because some pictures are
-# hard for every U-Net; the table below compares picture by picture. By the rule that follows it the generated pairs
-# **harm, a little**, against real pictures alone and against copy-paste; against Perlin noise one cannot tell.
+# Nothing that is put beside the real pictures helps: copy-paste is level with them, Perlin noise costs one hundredth of
+# IoU, the generated pairs two. The intervals overlap because some pictures are hard for every U-Net; the table below
+# compares picture by picture. By the rule that follows it the generated pairs **harm, a little**, against all three.
 #
 # Why no help? Ten rendered specimens of each pair already give an IoU of {glue:text}`help_alone`, so there is little to
 # add, and a generated mask is right only in part ([chapter 11](11_how_good.ipynb)). Photographs vary more. Whether
@@ -212,7 +213,7 @@ for name in ("real", "copy_paste", "perlin"):
 # It is right on {glue:text}`help_right_real` % of all test pictures with real ones alone,
 # {glue:text}`help_right_copy_paste` % with copy-paste, {glue:text}`help_right_perlin` % with Perlin noise, and
 # {glue:text}`help_right_generated` % with generated pairs. Generated minus real alone is {glue:text}`help_right_gap`
-# points, by seed {glue:text}`help_right_each`: one cannot tell.
+# points, by seed {glue:text}`help_right_each`: they harm. Against the other two one cannot tell.
 #
 # ## What makes the race fair
 #
@@ -349,9 +350,9 @@ if not FAST:
 #
 # ## Summary
 #
-# Here synthetic pictures do not help a U-Net: generated pairs cost it a hundredth of IoU, copy-paste costs nothing. For
-# a classifier one cannot tell. The race is fair because every set shows the detector equally many defects. The verdict
-# follows a rule over several seeds, and "cannot tell" is one of its answers.
+# Here synthetic pictures do not help: generated pairs cost a U-Net two hundredths of IoU and a classifier a little less
+# than a point, copy-paste costs the U-Net nothing. The race is fair because every set shows the detector equally many
+# defects. The verdict follows a rule over several seeds, and "cannot tell" is one of its answers.
 #
 # ## Exercises
 #

@@ -123,14 +123,13 @@ if not DATA:  # a stand-in: a product that the shipped weights do not know
 # With so few pictures nobody trains from nothing. `--preset tiny` begins from the shipped weights and learns the names
 # in the folder:
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Pictures with masks, two rows per defect: given and generated"}} tags=["hide-input"]
 preset = load_preset("tiny").replace(training=training)
 begin = time.perf_counter()
 with capture_output():  # its progress bars
     run = train(preset, [data], work / "run")
 minutes = (time.perf_counter() - begin) / 60
 
-# %% mystnb={"image": {"alt": "Pictures with masks, two rows per defect: given and generated"}} tags=["hide-input"]
 samples = read_folder(data)
 pipe = DefectDiffuPipeline.from_pretrained(run)
 pipe.set_progress_bar_config(disable=True)

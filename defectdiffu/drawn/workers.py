@@ -45,19 +45,28 @@ def spread(work: Callable[..., Any], tasks: Sequence[tuple], workers: int) -> It
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], task: tuple) -> Future:
-    """Ctrl-C reaches every process of a terminal; a worker, which starts here, inherits that it is not to react."""
-    if not hasattr(signal, "pthread_sigmask"):
-        return pool.submit(work, *task)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Submit a task; a worker that starts here inherits one thread for numpy, and not to react to Ctrl-C.
+
+    numpy's threads would compete with the other workers, and numpy reads their number when it is imported, which may be
+    the first thing a worker does: it imports the caller's script. Ctrl-C reaches every process of a terminal.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    blocks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else None
     try:
         return pool.submit(work, *task)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def _begin() -> None:
-    """What a worker does first, before it imports any work."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would compete with the other workers
+    """What a worker does before its first task."""
     Thread(target=_end_with_parent, daemon=True).start()
 
 
