@@ -63,7 +63,9 @@ def set_up(notebook: NotebookNode, name: str) -> None:
     """Put the badge below the title and rewrite the first code cell, in place."""
     title, *rest = re.sub(r"\n+\[!\[Open in Colab\].*", "", notebook.cells[0].source).split("\n", 1)
     notebook.cells[0].source = "\n".join([title, "", badge(name), *rest])
-    next(cell for cell in notebook.cells if cell.cell_type == "code").source = set_up_cell()
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source = set_up_cell()
+    first.metadata["tags"] = ["remove-cell"]  # on a page there is nothing to install
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@
 # **Before you run it, predict.** The model sees product and defect in separate prompts. Raise the defect's scale
 # $w_d$ and keep everything else, the noise too. What changes: the defect alone, or the product as well?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

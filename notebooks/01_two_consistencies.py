@@ -23,7 +23,7 @@
 # **Before you run it, predict.** A model draws a cracked hazelnut. Switch the crack off and keep the noise. Is it the
 # same nut? And put the crack on a bottle: what of it stays, and what becomes glass?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

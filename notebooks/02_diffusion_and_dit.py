@@ -24,7 +24,7 @@
 # defect? And a bet: blind the network in the noisiest 300 of 1000 steps, so that there it answers "all of this is
 # noise". Does the mean error of its noise rise by half, by a tenth, or by less than a hundredth?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -24,7 +24,7 @@
 # product, one the defect, the last both. Replace a single prompt and keep the noise. Which one decides the product, and
 # which the defect?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -23,7 +23,7 @@
 # product with scale $w_p$, and towards this defect with scale $w_d$. The second is taken with *no product named*. Will
 # it still put a crack on a hazelnut? And what comes out if the first direction is left out?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

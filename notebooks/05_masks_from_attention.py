@@ -23,7 +23,7 @@
 # **Before you run it, predict.** While the picture is still nearly all noise, the network already predicts a mask.
 # Early or late, when is that mask right? And would you average it over many steps, or over few?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

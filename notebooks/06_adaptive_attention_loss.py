@@ -24,7 +24,7 @@
 # on the rest of the picture over attention on the defect. The less the network looks at a defect, the larger its $R$.
 # In a trained network, what decides $R$: how well it looks, or how small the defect is?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

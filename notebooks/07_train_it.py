@@ -24,7 +24,7 @@
 # from other products. What will come first: the colour, the defects, or masks that fit? And which of the losses will
 # say so?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

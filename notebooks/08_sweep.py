@@ -23,7 +23,7 @@
 # **Before you run it, predict.** Raise $w_d$ from 0 to 3 with everything else fixed. Draw the area of the defect
 # against $w_d$: a line, a curve that levels off, or a step? Does it begin at zero?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

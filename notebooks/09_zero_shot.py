@@ -24,7 +24,7 @@
 # **Before you run it, predict.** Six pairs were held out of training. What suffers most against pairs that were
 # trained: the product, that there is some defect, or that it is the right one?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -23,7 +23,7 @@
 # **Before you run it, predict.** The model never saw a defect on a brick or on gravel. Which defects will look at home
 # on a photograph of a brick: a hole, a crack, a blot of colour, a thread?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

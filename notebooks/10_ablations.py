@@ -23,7 +23,7 @@
 # **Before you run it, predict.** Take away one thing at a time: the fusion blocks, the adaptive weight, the separate
 # prompts, the several strengths. Which loss hurts most, and would you see it in the *pictures* or only in the numbers?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -23,7 +23,7 @@
 # **Before you run it, predict.** You and the judge name what is in a hundred generated pictures. How often do you part?
 # And who is right then?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

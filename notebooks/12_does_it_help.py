@@ -23,7 +23,7 @@
 # **Before you run it, predict.** You have ten real pictures of each defect. Next to them you put twice as many: cut
 # from the real ones and pasted elsewhere, or noise blended in, or generated. Order the three by how much they help.
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

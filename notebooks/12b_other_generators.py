@@ -24,7 +24,7 @@
 # one model. The others share the same time among eight, and each of these sees one defect alone. Whose pictures will
 # you recognise?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

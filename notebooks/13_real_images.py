@@ -23,7 +23,7 @@
 # **Before you run it, predict.** The shipped weights know drawn products only. Show them one that they have never seen,
 # a few pictures of each defect, for a short training. What will they learn first: its colour, or its defects?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -23,7 +23,7 @@
 # **Before you run it, predict.** Training at 512 pixels with a batch of 2: what takes most of the memory, the weights,
 # the optimiser, or what the blocks keep for the backward pass? And with a batch of 32?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys

@@ -23,7 +23,7 @@
 # **Before you run it, predict.** One seed is drawn five times: by the same call twice, in a batch of three, in half the
 # precision, and with one step more. Which of these pictures are equal to the last bit?
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-cell"]
 import importlib.util
 import subprocess
 import sys
