@@ -204,7 +204,7 @@ PRESETS = {
     ),
     # 256 px, nine minutes on one data-centre GPU. Without the convolution: there it nearly doubles the time of a block
     # (2.4 ms instead of 1.3 ms forward and backward, on an H200). An autoencoder with 16 channels, because one with 4
-    # loses details and masks (records/autoencoders_256.json). p2 = 0: with 0.05 every fourth picture at w_d = 0 had a
+    # loses details and masks (records/autoencoders_256.json). p2 = 0: with 0.05 more pictures at w_d = 0 have a
     # defect (records/unasked.json).
     "book": Preset(
         name="book",

@@ -31,6 +31,17 @@ def test_every_notebook_has_a_twin_and_every_page_its_place():
     assert sorted(listed) == sorted(written)
 
 
+def test_the_sidebar_has_each_chapters_number_and_title():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [chapter for part in contents["parts"] for chapter in part["chapters"]]
+    shown = {Path(c["file"]).stem: c.get("title") for c in chapters if c["file"].startswith("notebooks/")}
+    assert shown.pop("00_generate_pairs") is None  # the way in
+    for name, title in shown.items():
+        number, own = name.split("_")[0].lstrip("0"), jupytext.read(ROOT / f"notebooks/{name}.py").cells[0].source
+        assert title is not None and title.split(" ", 1)[0] == number
+        assert own.startswith(f"# {title.split(' ', 1)[1]}"), f"{name} is titled otherwise in _toc.yml"
+
+
 def test_every_slip_names_a_test_that_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "book" / "slips.md").read_text())
     assert len(named) > 10
