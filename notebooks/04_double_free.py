@@ -383,10 +383,11 @@ glue("free_no_product", f"{100 * no_product:.0f}", display=False)
 # $p_1$ = {glue:text}`free_p1`. A defect image has two chances to lose its product, so {glue:text}`free_no_product` % of
 # them do: that trains $\epsilon(d, \varnothing)$. The released code, by default, never trains it.
 #
-# In the preset `book` the second step never fires: $p_2$ = {glue:text}`free_p2`, so "good" always means defect-free. (The
-# shipped weights have it only for their last steps.) The paper has 0.2. The step has a price: it teaches that "good" may hold a defect. A small network was trained on twice, alike but for
-# $p_2$, and asked for no defect. With $p_2$ = 0.05 the judge saw one in {glue:text}`free_unasked_some` % of the
-# pictures, with 0 in {glue:text}`free_unasked_none` % ([chapter 8](08_sweep.ipynb)).
+# In the preset `book` the second step never fires: $p_2$ = {glue:text}`free_p2`, so "good" always means defect-free.
+# (The shipped weights have it only for their last steps.) The paper has 0.2. The step has a price: it teaches that
+# "good" may hold a defect. A small network was trained on twice, alike but for $p_2$, and asked for no defect. With
+# $p_2$ = 0.05 the judge saw one in {glue:text}`free_unasked_some` % of the pictures, with 0 in
+# {glue:text}`free_unasked_none` % ([chapter 8](08_sweep.ipynb)).
 #
 # ## What would break this
 #
